@@ -1,0 +1,34 @@
+"""Settings of the data: which rows, how they become tokens, which of those are trained. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from topcoat.config import Config
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class DataSettings(Config):
+    """The examples of a run."""
+
+    train: str = Field(min_length=1)
+    """A file of rows: .jsonl, .json, .csv, .tsv, .parquet, or one of these with .gz behind it."""
+    validation: str | Share | None = 0.1
+    """A file of held-out rows, or the share of the training rows to hold out (seeded), or null for none."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    """Shape of a row. auto recognises it from the columns and says which it took."""
+    columns: dict[str, str] = {}
+    """Renames: {prompt: question, completion: answer} reads the file's `question` as `prompt`."""
+    max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
+    """Most tokens of one example. auto is the longest example, or the model's context if that is shorter."""
+    overlong: Literal["error", "drop", "truncate", "split"] = "error"
+    """What happens to an example longer than max_length: stop and say which, leave it out, cut its end, or cut it
+    into several examples. Counted and reported in every case."""
+    loss_on: Literal["assistant", "completion", "all", "last_turn"] = "assistant"
+    """Tokens that are trained: every assistant turn with its stop token; everything after the first prompt; every
+    token; or the last assistant turn only."""
+    packing: bool = True
+    """Let examples share a row, attention kept inside each and positions restarted. The loss does not change."""

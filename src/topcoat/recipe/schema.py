@@ -1,0 +1,31 @@
+"""Recipe: one run as one type, made of the parts' own settings. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from topcoat.adapters.settings import Adapter, LoraConfig
+from topcoat.config import Config
+from topcoat.data.settings import DataSettings
+from topcoat.evaluate.settings import EvaluateSettings
+from topcoat.model.settings import ModelSettings
+from topcoat.train.settings import TrainSettings
+
+
+class Recipe(Config):
+    """Everything that decides a run: the same recipe on the same machine gives the same adapter, byte for byte."""
+
+    model: ModelSettings
+    """The base model."""
+    adapter: Adapter = LoraConfig()
+    """What trains."""
+    data: DataSettings
+    """What it trains on."""
+    train: TrainSettings = TrainSettings()
+    """How it trains."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """How it is measured."""
+    output: str = Field(min_length=1)
+    """Folder of the run; made if it is not there, refused if it holds another run."""
+    seed: int = Field(42, ge=0, lt=2**31)
+    """Start of the adapter, order of the examples, the validation split and dropout all follow from it."""

@@ -1,0 +1,55 @@
+"""Settings of the training loop. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from topcoat.config import Config
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainSettings(Config):
+    """One optimizer, one schedule, one loop. A step is one optimizer step."""
+
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the training examples; a fraction stops inside one."""
+    max_steps: Positive | None = None
+    """Stop after this many steps, whatever `epochs` says."""
+    batch_size: Positive = 16
+    """Examples in one optimizer step. How they are split into micro batches changes nothing but speed and memory."""
+    batch_tokens: Positive | None = None
+    """Tokens in one optimizer step, instead of batch_size: examples are taken until the budget is reached."""
+    micro_batch_tokens: Positive | Literal["auto"] = "auto"
+    """Tokens computed at once. auto is 2048, or the longest example if that is longer. More is faster, up to memory."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
+    """Peak learning rate. auto goes by method and model size: LoRA 1e-3 at 135M down to 1e-4 at 30B, full tuning a
+    tenth of it."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up: to zero along a cosine or a line, or constant."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly from zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of warm-up, instead of warmup_ratio."""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    """Decoupled decay of AdamW. On an adapter it pulls the update back to the base."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """The whole gradient is scaled down to this norm. null clips nothing."""
+    gradient_checkpointing: bool = False
+    """Recompute each block's activations in the backward: about a third less speed for much less memory."""
+    save_every: Positive | None = None
+    """Steps between checkpoints. null saves at every evaluation and at the end."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints kept, the best one besides."""
+    early_stopping_patience: Positive | None = None
+    """Stop after this many evaluations without a better validation loss. null never does."""
+    report_to: list[Literal["tensorboard", "wandb"]] = []
+    """Trackers that get the figures of metrics.jsonl as well; each only if it is installed."""
