@@ -1,0 +1,134 @@
+"""The curves of a run as inline SVG: drawn by matplotlib, coloured by the page around them.
+
+Colours that matplotlib writes are stand-ins: `_for_page` turns them into `currentColor` and CSS variables, so one
+drawing serves light and dark pages. Text stays text (it takes the page's font), ids are salted by the drawing's name
+(two inline drawings share one id space), and everything that would name another resource is taken out.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+Points = list[tuple[float, float]]
+"""(step, value) pairs, both finite, steps rising."""
+
+PAGE_COLOURS = {
+    "#000001": "currentColor",
+    "#000002": "var(--rule)",
+    "#000003": "var(--train)",
+    "#000004": "var(--validation)",
+}
+INK, RULE, TRAIN, VALIDATION = PAGE_COLOURS
+MOST_POINTS = 800
+"""A longer curve is drawn by the means of this many equal spans of steps: more would not show and weigh megabytes."""
+SMOOTH_FROM = 40
+"""Points from which the raw curve is drawn pale, with its moving average over it."""
+
+
+def points(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """The finite values of `name` over the steps; of a step that comes twice (a resumed run) the later line counts."""
+    found: dict[float, float] = {}
+    for line in metrics:
+        step, value = line.get("step"), line.get(name)
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
+            found[step] = float(value)
+    return sorted(found.items())
+
+
+def thin(curve: Points, most: int = MOST_POINTS) -> Points:
+    """At most `most` points: means of neighbours, each at the mean of its steps."""
+    if len(curve) <= most:
+        return curve
+    borders = [round(i * len(curve) / most) for i in range(most + 1)]
+    spans = [curve[a:b] for a, b in itertools.pairwise(borders)]
+    return [(sum(x for x, _ in s) / len(s), sum(y for _, y in s) / len(s)) for s in spans]
+
+
+def smooth(curve: Points, reach: int) -> Points:
+    """Mean of each value and up to `reach` neighbours on each side, as many on one as on the other: it lags nowhere."""
+    sums = [0.0, *itertools.accumulate(value for _, value in curve)]
+    averaged = []
+    for i, (step, _) in enumerate(curve):
+        near = min(reach, i, len(curve) - 1 - i)
+        averaged.append((step, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
+    return averaged
+
+
+def loss_curves(train: Points, validation: Points, *, name: str, inches: tuple[float, float]) -> str:
+    """Training loss of each step and the validation losses, as SVG text."""
+
+    def draw(axes: Axes) -> None:
+        if train:
+            raw = thin(train)
+            if len(raw) >= SMOOTH_FROM:
+                axes.plot(*zip(*raw, strict=True), color=TRAIN, linewidth=0.8, alpha=0.35)
+                axes.plot(*zip(*smooth(raw, len(raw) // 20), strict=True), color=TRAIN, linewidth=1.8, label="training")
+            else:
+                axes.plot(*zip(*raw, strict=True), color=TRAIN, linewidth=1.6, label="training")
+        if validation:
+            steps, losses = zip(*validation, strict=True)
+            axes.plot(
+                steps, losses, color=VALIDATION, linewidth=1.2, marker="o", markersize=4.5, label="validation", zorder=3
+            )
+        axes.set_ylabel("loss")
+        axes.legend(frameon=False, labelcolor=INK, loc="upper right")
+
+    return _svg(draw, name, inches)
+
+
+def small_curve(curve: Points, *, label: str, name: str, inches: tuple[float, float] = (4.0, 1.9)) -> str:
+    """One figure over the steps, from zero, as SVG text."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(*zip(*thin(curve), strict=True), color=TRAIN, linewidth=1.3)
+        axes.set_title(label, color=INK, fontsize=9, loc="left")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+
+    return _svg(draw, name, inches)
+
+
+def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
+    """One pair of axes, drawn on by `draw`, as SVG for the page. matplotlib's own settings are left as found."""
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+        figure = Figure(figsize=inches, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_xlabel("step", color=INK)
+        axes.yaxis.label.set_color(INK)
+        axes.margins(x=0.02, y=0.1)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        axes.tick_params(color=RULE, labelcolor=INK, length=0, pad=5)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(RULE)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(text.getvalue(), name)
+
+
+def _for_page(svg: str, name: str) -> str:
+    """matplotlib's file as an inline element: sized by CSS, coloured by the page, naming nothing outside it."""
+    head, rest = svg[svg.index("<svg") :].split(">", 1)
+    rest = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", rest, flags=re.DOTALL)
+    rest = re.sub(r"<g id=\"[^\"]*\"(?: /|/)?>", lambda group: "<g/>" if group[0].endswith("/>") else "<g>", rest)
+    box = re.search(r'viewBox="([^"]*)"', head)
+    svg = f'<svg viewBox="{box[1] if box else "0 0 576 230"}" role="img" aria-label="{name}">{rest}'
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
+    for stand_in, colour in PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return svg.strip()
