@@ -1,0 +1,40 @@
+"""Settings that cannot both be meant. Each rule looks at what was written (not at defaults); none stops the others."""
+
+from __future__ import annotations
+
+from topcoat.errors import Problem
+from topcoat.recipe.named_files import looks_local
+from topcoat.recipe.written import EXCLUSIVE, Written, show
+
+
+def find_contradictions(written: Written) -> None:
+    """Add a problem for every pair of settings that cannot both hold."""
+
+    def value(dots: str) -> object:
+        leaf = written.leaves.get(tuple(dots.split(".")))
+        return leaf.value if leaf else None
+
+    def object_to(dots: str, what: str, fix: str) -> None:
+        leaf = written.leaves[tuple(dots.split("."))]
+        written.problems.append(Problem(f"{leaf.key} {what}", leaf.where, fix))
+
+    for first, second, reason in EXCLUSIVE:
+        both = [written.leaves[path] for path in (first, second) if path in written.leaves]
+        if len(both) == 2 and all(leaf.value is not None for leaf in both):
+            a, b = both
+            what = f"{a.key} ({a.where}) and {b.key} are both written: {reason}"
+            written.problems.append(Problem(what, b.where, "keep one of the two"))
+    if value("adapter.method") == "full" and value("model.quantization.format"):
+        what = f"is {value('model.quantization.format')} with adapter.method full: rounded weights cannot be trained"
+        object_to("model.quantization.format", what, "take the quantization out, or train an adapter: method: lora")
+    if ("data", "validation") in written.leaves and value("data.validation") is None:
+        fix = "name a file or a share in data.validation, or take this out"
+        for dots in ("evaluate.every", "train.early_stopping_patience"):
+            if value(dots) is not None:
+                object_to(dots, f"is {value(dots)}, but data.validation is null: there is nothing to evaluate", fix)
+        metrics = value("evaluate.metrics")
+        if isinstance(metrics, list) and metrics:
+            object_to("evaluate.metrics", f"is {show(metrics)}, but data.validation is null: nothing to measure", fix)
+    path = value("model.path")
+    if value("model.revision") is not None and isinstance(path, str) and looks_local(path):
+        object_to("model.revision", f"is {show(value('model.revision'))}, but {path} is a local path", "take it out")
