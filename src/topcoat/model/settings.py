@@ -23,7 +23,7 @@ class ModelSettings(Config):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu)$")
     """auto takes the first GPU if there is one, else the CPU."""
     attention: Literal["auto", "topcoat", "sdpa", "eager"] = "auto"
-    """Attention implementation. topcoat keeps packed documents apart and skips their padding; eager is the reference."""
+    """Attention implementation. topcoat keeps packed documents apart and skips padding; eager is the reference."""
     chat_template: str | None = None
     """A file with a Jinja chat template. null takes the tokenizer's own, or ChatML where it has none."""
     revision: str | None = None

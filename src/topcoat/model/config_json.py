@@ -1,0 +1,85 @@
+"""config.json -> a transformers config, with no code of the repository run and everything unusable refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+
+from topcoat.errors import TopcoatError
+
+_SEVERAL_SENSES = ("vision_config", "audio_config", "thinker_config", "talker_config")
+
+
+def read_config(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """The config of a checkpoint directory, and the JSON it was made from.
+
+    Raises TopcoatError for what is missing, malformed, quantized by another tool, not a causal language model, or
+    possible only by running the repository's own code.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        is_adapter = (folder / "adapter_config.json").is_file()
+        what = "this is an adapter, not a model" if is_adapter else "there is no config.json here"
+        raise TopcoatError(what, where=str(folder), fix="give model.path a complete Hugging Face directory")
+    try:
+        facts = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise TopcoatError(f"config.json is not readable JSON: {error}", where=str(file)) from error
+    if not isinstance(facts, dict):
+        raise TopcoatError("config.json is not a JSON object", where=str(file))
+    _check_kind(file, facts)
+    return make_config(facts, str(file)), facts
+
+
+def _check_kind(file: Path, facts: dict[str, Any]) -> None:
+    model_type = facts.get("model_type")
+    if not isinstance(model_type, str):
+        raise TopcoatError("config.json names no model_type", where=str(file))
+    if model_type not in CONFIG_MAPPING:
+        named = dict(facts.get("auto_map") or {}).values()  # such as "owner/repo--modeling_x.XForCausalLM"
+        own_code = sorted({str(value).split("--")[-1].split(".")[0] + ".py" for value in named})
+        if own_code:
+            raise TopcoatError(
+                f"this repository needs its own code ({', '.join(own_code)}); it is not run",
+                where=str(file),
+                fix="use a model whose architecture transformers has",
+            )
+        raise TopcoatError(
+            f"transformers has no architecture {model_type!r}",
+            where=str(file),
+            fix="if it is new, upgrade transformers",
+        )
+    quantized = facts.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
+        raise TopcoatError(
+            f"this checkpoint was quantized by another tool ({method}), which is not supported",
+            where=str(file),
+            fix="give the original checkpoint; model.quantization quantizes it while it loads",
+        )
+    several = [key for key in _SEVERAL_SENSES if key in facts]
+    if several:
+        raise TopcoatError(
+            f"{model_type} is a multimodal model ({several[0]}); only text models are supported",
+            where=str(file),
+            fix="use the text-only checkpoint of this family",
+        )
+
+
+def make_config(facts: dict[str, Any], where: str) -> PretrainedConfig:
+    """The transformers config of `facts` (its model_type is known). Raises TopcoatError if a value is impossible."""
+    config_class = CONFIG_MAPPING[facts["model_type"]]
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise TopcoatError(
+            f"{facts['model_type']} is not a causal language model", where=where, fix="use a decoder-only text model"
+        )
+    plain = {key: value for key, value in facts.items() if key not in ("auto_map", "quantization_config")}
+    try:
+        return config_class.from_dict(plain)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TopcoatError(f"the model config is not valid: {reason}", where=where) from error

@@ -1,0 +1,196 @@
+"""Weights into a skeleton, one tensor in memory at a time: read, hash, check, quantize, drop.
+
+Strict both ways, and before anything is read: a tensor that fits nowhere and a parameter that gets nothing are errors,
+except for the few copies and caches that older files are known to carry. Peak memory is the finished model plus one
+tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from topcoat.errors import Problem, TopcoatError
+from topcoat.model.families import family_of
+from topcoat.model.identity import TensorHasher
+from topcoat.model.skeleton import parameter_groups
+from topcoat.model.source import Source, StoredTensor, as_bytes
+from topcoat.quant.base import QuantFormat, QuantizedWeight
+from topcoat.quant.dense import DTYPES
+from topcoat.quant.linear import FrozenLinear
+
+# Caches and masks that old files carry and current models compute: never weights.
+_HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$|\.attn\.(masked_)?bias$")
+# Two spellings of one module over transformers' history; the second is the one fingerprints use.
+_SPELLINGS = (("embed_out.", "lm_head."),)
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One tensor and where it goes: all names of a parameter, the first of which is the parameter's own."""
+
+    stored: StoredTensor
+    names: tuple[str, ...]
+    is_copy: bool
+    """A tied parameter that an earlier tensor of the file has filled already."""
+
+
+def fill(model: PreTrainedModel, source: Source, format: QuantFormat, dtype: torch.dtype, device: torch.device) -> str:
+    """Fill `model` from `source`: linears inside the blocks become FrozenLinear, the rest dense in `dtype`.
+
+    Returns the SHA-256 of the checkpoint's tensors. Raises TopcoatError listing everything that does not fit.
+    """
+    linears = block_linears(model)
+    places = _match_all(model, source)
+    hasher = TensorHasher()
+    digests: dict[str, str] = {}
+    weights: dict[str, QuantizedWeight] = {}
+    for place in places:
+        own = place.names[0]
+        raw = place.stored.raw()
+        key = f"{own} (copy)" if place.is_copy else _fingerprint_name(own)
+        digest = hasher.add(key, place.stored.stored_dtype, place.stored.shape, as_bytes(raw))
+        if place.is_copy:
+            hasher.forget(key)
+            _check_copy(place, digest.result(), digests[own])
+        elif own.removesuffix(".weight") in linears and own.endswith(".weight"):
+            weights[own] = _quantize(place.stored, raw, format, device)
+        else:
+            _assign(model, place, _dense(place.stored, raw, dtype).to(device))
+        digests.setdefault(own, digest.result())
+        del raw
+    for name, linear in linears.items():
+        bias = None if linear.bias is None else linear.bias.data
+        frozen = FrozenLinear(weights.pop(f"{name}.weight"), format, bias, dtype)
+        model.set_submodule(name, frozen.eval())
+    return hasher.digest()
+
+
+def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linears inside the decoder blocks, by their dotted path in the model."""
+    blocks = family_of(model).blocks
+    found = model.get_submodule(blocks).named_modules(prefix=blocks)
+    return {name: module for name, module in found if isinstance(module, nn.Linear)}
+
+
+def _match_all(model: PreTrainedModel, source: Source) -> list[_Place]:
+    """Where every tensor goes. Raises TopcoatError with all that is left over, missing or of another shape."""
+    groups = parameter_groups(model)
+    owner = {name: own for own, names in groups.items() for name in names}
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict(keep_vars=True).items()}
+    places: list[_Place] = []
+    filled: set[str] = set()
+    problems: list[Problem] = []
+    unknown: list[str] = []
+    for stored in source.tensors():
+        name = _match(stored.name, shapes, model.base_model_prefix)
+        if name is None:
+            if not _is_harmless(stored.name, model):
+                unknown.append(stored.name)
+        elif stored.shape != shapes[name]:
+            problems.append(_wrong_shape(stored, shapes[name]))
+        else:
+            places.append(_Place(stored, tuple(groups[owner[name]]), owner[name] in filled))
+        if name is not None:
+            filled.add(owner[name])
+    missing = [name for name in groups if name not in filled]
+    problems = _left_over(unknown, missing, model, source) + problems[:_SHOWN]
+    if problems:
+        raise TopcoatError.gather(problems)
+    return places
+
+
+def _match(name: str, known: dict[str, tuple[int, ...]], prefix: str) -> str | None:
+    """The name a stored tensor has in this model, (files may leave out the decoder's prefix), or None."""
+    spellings = [name]
+    for one, other in _SPELLINGS:
+        spellings += [other + name.removeprefix(one)] if name.startswith(one) else []
+        spellings += [one + name.removeprefix(other)] if name.startswith(other) else []
+    spellings += [f"{prefix}.{name}", name.removeprefix(f"{prefix}.")]
+    return next((spelling for spelling in spellings if spelling in known), None)
+
+
+def _is_harmless(name: str, model: PreTrainedModel) -> bool:
+    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    return bool(_HARMLESS.search(name)) or any(re.search(pattern, name) for pattern in ignored)
+
+
+def _fingerprint_name(name: str) -> str:
+    for one, other in _SPELLINGS:
+        if name.startswith(one):
+            return other + name.removeprefix(one)
+    return name
+
+
+def _left_over(unknown: list[str], missing: list[str], model: PreTrainedModel, source: Source) -> list[Problem]:
+    problems = []
+    kind = type(model).__name__
+    if unknown:
+        what = f"{len(unknown)} tensors of the checkpoint fit nowhere in {kind}: {_some(unknown)}"
+        problems.append(Problem(what, str(source.path), "config and weights are of different models; fetch both again"))
+    if missing:
+        what = f"{len(missing)} parameters of {kind} are not in the checkpoint: {_some(missing)}"
+        problems.append(Problem(what, str(source.path), "the checkpoint is incomplete, or the config another model's"))
+    return problems
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _wrong_shape(stored: StoredTensor, expected: tuple[int, ...]) -> Problem:
+    what = f"tensor {stored.name}: the config asks for {list(expected)}, the file has {list(stored.shape)}"
+    return Problem(what, str(stored.file), "config and weights are of different models; fetch both again")
+
+
+def _check_copy(place: _Place, digest: str, first: str) -> None:
+    if digest != first:
+        raise TopcoatError(
+            f"the config ties {' and '.join(place.names)}, but the checkpoint has different values for them",
+            where=str(place.stored.file),
+            fix="set tie_word_embeddings to false in config.json, or fetch the checkpoint again",
+        )
+
+
+def _quantize(stored: StoredTensor, raw: Tensor, format: QuantFormat, device: torch.device) -> QuantizedWeight:
+    """The stored form of one linear's weight, on `device`."""
+    weight = _dense(stored, raw, DTYPES.get(format.config.format)).to(device)
+    try:
+        return format.quantize(weight)
+    except TopcoatError as error:
+        first = error.problems[0]
+        raise TopcoatError(f"tensor {stored.name}: {first.what}", where=str(stored.file), fix=first.fix) from error
+
+
+def _dense(stored: StoredTensor, raw: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor's values in `dtype` (or as stored), all finite."""
+    values = stored.decode(raw, dtype)
+    if values.numel():
+        low, high = torch.aminmax(values)  # NaN shows in both; unlike isfinite, allocates nothing
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            bad = int(sum((~torch.isfinite(part)).sum() for part in values.flatten().split(1 << 22)))
+            raise TopcoatError(
+                f"tensor {stored.name}: {bad} of {values.numel()} values are not finite in {values.dtype}",
+                where=str(stored.file),
+                fix="the checkpoint is damaged, was saved after training diverged, or needs a wider compute dtype",
+            )
+    return values
+
+
+def _assign(model: PreTrainedModel, place: _Place, values: Tensor) -> None:
+    """Put `values` under every name of its parameter, as one shared, frozen parameter (or buffer)."""
+    parameter: nn.Parameter | None = None
+    for name in place.names:
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        if attribute in module._buffers:
+            module._buffers[attribute] = values
+        else:
+            parameter = nn.Parameter(values, requires_grad=False) if parameter is None else parameter
+            module._parameters[attribute] = parameter
