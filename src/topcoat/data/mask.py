@@ -1,0 +1,169 @@
+"""Which characters of a rendered conversation are the assistant's: found by position, and proved.
+
+Three ways, in this order:
+1. The template marks its answers itself ({% generation %}).
+2. Its skeleton: the same roles rendered with a sentinel in place of each content. The text must be the skeleton with
+   the contents in it, character by character (a template may strip a content's outer white space), so it tells where
+   each content stands.
+3. Its prefixes, for templates that look into the contents (think blocks): the text must begin with the rendering of the
+   messages before a turn plus the generation prompt, and the answer begins there.
+
+An answer ends with its stop token: the first special token behind it. What the template writes behind the stop token,
+and what it puts in front of an answer that the data does not hold, is not trained. Searching for token ids never
+enters: a marker tokenizes otherwise in context, and pad may be eos (the threads in trl#588, trl#1623).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from topcoat.data.conversation import BadRow
+from topcoat.data.template import Message, Span, Template
+
+IGNORE_INDEX = -100
+"""The label of a position that is not trained, as in torch.nn.functional.cross_entropy."""
+
+_SENTINEL = "\U0010fff2"
+_BETWEEN = re.compile(f"{_SENTINEL}([0-9]+){_SENTINEL}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One assistant turn in a text: characters [start, stop) are trained, and the stop token [stop, end).
+
+    Without a stop token in the text, stop == end.
+    """
+
+    turn: int
+    start: int
+    stop: int
+    end: int
+
+
+class Skeleton:
+    """What a template writes around the contents of one sequence of roles."""
+
+    def __init__(self, template: Template, roles: tuple[str, ...], tools: list[dict[str, Any]] | None) -> None:
+        sentinels = [{"role": role, "content": f"{_SENTINEL}{number}{_SENTINEL}"} for number, role in enumerate(roles)]
+        pieces = _BETWEEN.split(template.render(sentinels, tools))
+        self.between: list[str] = pieces[::2]
+        self.order: list[int] = [int(number) for number in pieces[1::2]]
+        answers = [number for number, role in enumerate(roles) if role == "assistant"]
+        self.complete = all(self.order.count(number) == 1 for number in answers)
+
+    def locate(self, text: str, messages: list[Message]) -> dict[int, Span] | None:
+        """Message number -> the span of its content in `text`; None unless the whole text is accounted for."""
+        if not self.complete or not text.startswith(self.between[0]):
+            return None
+        found: dict[int, Span] = {}
+        at = len(self.between[0])
+        for number, after in zip(self.order, self.between[1:], strict=True):
+            content = messages[number]["content"]
+            for form in dict.fromkeys((content, content.strip(), content.rstrip(), content.lstrip())):
+                if text.startswith(form, at) and text.startswith(after, at + len(form)):
+                    break
+            else:
+                return None
+            found[number] = (at, at + len(form))
+            at += len(form) + len(after)
+        return found if at == len(text) else None
+
+
+def locate_answers(
+    template: Template,
+    skeleton: Callable[[], Skeleton],
+    text: str,
+    marked: list[Span],
+    messages: list[Message],
+    tools: list[dict[str, Any]] | None,
+    stop: re.Pattern[str],
+) -> list[Answer]:
+    """The answers in `text`, one for each assistant turn, in order. `stop` matches the text of a stop token.
+
+    Raises:
+        BadRow: the template reshapes a turn so that its place in the text cannot be proved.
+    """
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if marked:
+        return _from_marks(text, marked, turns, stop)
+    plain = not any(message.get("reasoning_content") for message in messages)
+    found = skeleton().locate(text, messages) if plain else None
+    if found is None:
+        return _from_prefixes(template, text, messages, tools, turns, stop)
+    starts = sorted(start for start, _ in found.values())
+    limits = dict(zip(starts, [*starts[1:], len(text)], strict=True))
+    return [_close(text, turn, found[turn], limits[found[turn][0]], stop) for turn in turns]
+
+
+def _close(text: str, turn: int, span: Span, limit: int, stop: re.Pattern[str]) -> Answer:
+    """The answer at `span` with the first stop token behind it, if that stands before `limit`."""
+    start, end = span
+    match = stop.search(text, end, limit)
+    if match is None:
+        return Answer(turn, start, end, end)
+    return Answer(turn, start, match.start(), match.end())
+
+
+def _from_marks(text: str, marked: list[Span], turns: list[int], stop: re.Pattern[str]) -> list[Answer]:
+    """Each {% generation %} block, ended at the last stop token in it, or else at the one right behind it."""
+    answers = []
+    for number, (start, end) in enumerate(marked):
+        turn = turns[number] if len(marked) == len(turns) else turns[min(number, len(turns) - 1)]
+        inside = list(stop.finditer(text, start, end))
+        match = inside[-1] if inside else stop.match(text, len(text) - len(text[end:].lstrip()))
+        if match is None:
+            answers.append(Answer(turn, start, end, end))
+        else:
+            answers.append(Answer(turn, start, match.start(), match.end()))
+    return answers
+
+
+def _from_prefixes(
+    template: Template,
+    text: str,
+    messages: list[Message],
+    tools: list[dict[str, Any]] | None,
+    turns: list[int],
+    stop: re.Pattern[str],
+) -> list[Answer]:
+    starts = []
+    for turn in turns:
+        prompt = template.render(messages[:turn], tools, prompt=True)
+        if not text.startswith(prompt):
+            what = f"the chat template rewrites what stands before message {turn + 1} (assistant), so its tokens cannot"
+            fix = "split the conversation into one row per answer, or give a template with {% generation %} marks"
+            raise BadRow(f"{what} be found by position", fix)
+        starts.append(len(prompt))
+    answers = []
+    for turn, start, limit in zip(turns, starts, [*starts[1:], len(text)], strict=True):
+        span = _content(text, messages[turn]["content"].strip(), start, limit, stop)
+        if span is None:  # the template re-wrapped the content: all it wrote from here on is the answer
+            span = (start, start)
+        elif messages[turn].get("reasoning_content"):  # in front of the content stands the data's own reasoning
+            span = (start, span[1])
+        answers.append(_close(text, turn, span, limit, stop))
+    return answers
+
+
+def _content(text: str, content: str, start: int, limit: int, stop: re.Pattern[str]) -> Span | None:
+    """Where `content` stands in text[start:limit] as the end of a turn: a stop token or the limit right behind it."""
+    at = text.find(content, start, limit) if content else -1
+    while at >= 0:
+        end = at + len(content)
+        behind = end + len(text[end:limit]) - len(text[end:limit].lstrip())
+        if behind == limit or stop.match(text, behind):
+            return at, end
+        at = text.find(content, at + 1, limit)
+    return None
+
+
+def trained_characters(answers: list[Answer], loss_on: str) -> list[Span]:
+    """The spans that are trained, as (first character, first character of the stop token); see DataSettings.loss_on."""
+    if loss_on == "last_turn":
+        answers = answers[-1:]
+    if loss_on == "completion":
+        return [(answers[0].start, answers[-1].stop)]
+    return [(answer.start, answer.stop) for answer in answers]

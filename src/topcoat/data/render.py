@@ -1,0 +1,291 @@
+"""Renderer, the one function from messages to tokens: training, evaluation, chat and export all render here.
+
+text = chat template (messages); ids = encode(text) with no special token added by the encoding. The model's BOS is put
+in front, once, only where the tokenizer adds it to plain text by itself and the template did not write it. Labels are
+the ids of the trained positions (`mask.py`) and IGNORE_INDEX elsewhere; labels[i] is the token at i, not shifted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from topcoat.data.conversation import BadRow, Conversation
+from topcoat.data.mask import IGNORE_INDEX, Answer, Skeleton, locate_answers, trained_characters
+from topcoat.data.rows import BadRows, Row
+from topcoat.data.special import Guard, shifted
+from topcoat.data.template import Message, Template
+from topcoat.errors import Refused
+
+NOWHERE = Row({}, "(no file)", 0)
+CHUNK = 1024  # rows encoded at once: the tokenizer uses every core on them
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example: T tokens, and what a metric needs to ask the model for the last answer.
+
+    The prompt of that answer is input_ids[:answer_start]; None where there is none (plain text, or it was cut off).
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    row: Row
+    prompt_messages: list[Message] | None = None
+    reference: str | None = None
+    answer_start: int | None = None
+
+    @property
+    def n_target_tokens(self) -> int:
+        """Labels that count: the first token of an example is never predicted."""
+        return len(self.labels) - 1 - self.labels[1:].count(IGNORE_INDEX) if self.labels else 0
+
+
+@dataclass
+class Encoded:
+    """Examples in the order of the rows, the rows that failed, and the rows worth a word in the report."""
+
+    examples: list[Example] = field(default_factory=list)
+    bad: BadRows = field(default_factory=BadRows)
+    guarded: list[Row] = field(default_factory=list)
+    """Rows whose text holds special tokens, which were kept as text."""
+    reshaped: list[Row] = field(default_factory=list)
+    """Rows of which the template leaves out or rewrites part of an answer."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A rendered row, not yet encoded. `free` is the placeholder character where special tokens were escaped."""
+
+    row: Row
+    text: str
+    conversation: Conversation
+    answers: list[Answer]
+    free: str = ""
+    append_eos: bool = False
+
+
+class Renderer:
+    """Renders and encodes with one tokenizer and one chat template (the tokenizer's own, or the text given)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+        if not tokenizer.is_fast:
+            what = f"{type(tokenizer).__name__} cannot say which characters a token came from"
+            raise Refused(what, "tokenizer", "use a model directory that has a tokenizer.json")
+        self.tokenizer = tokenizer
+        self.chat = Template(tokenizer, chat_template)
+        self.template = self.chat.text
+        self._skeletons: dict[tuple[tuple[str, ...], str], Skeleton] = {}
+        self._added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+        self.bos_id = _bos_added_by(tokenizer)
+        """The BOS id where the tokenizer adds it to plain text by itself, else None."""
+        self._any_bos: int | None = tokenizer.bos_token_id
+        self.stop_tokens = self._find_stop_tokens()
+        """Texts of the tokens that end an assistant turn in this template; empty if it ends turns with none."""
+        self._stop = _any_of(self.stop_tokens)
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.stop_ids: set[int] = {self._added[token] for token in self.stop_tokens}
+        """Ids that end an answer: the template's, and the tokenizer's eos."""
+        if self.eos_id is not None:
+            self.stop_ids.add(self.eos_id)
+        self.guard = Guard(tokenizer, self._protected())
+
+    def encode(self, conversation: Conversation, loss_on: str = "assistant", row: Row = NOWHERE) -> Example:
+        """One conversation as an Example.
+
+        Raises:
+            TopcoatError: the template refuses it, or an answer's tokens cannot be told from the rest.
+        """
+        encoded = self.encode_many([conversation], [row], loss_on)
+        encoded.bad.raise_if_any()
+        return encoded.examples[0]
+
+    def encode_many(self, conversations: Sequence[Conversation], rows: Sequence[Row], loss_on: str) -> Encoded:
+        """All conversations as Examples, many at a time; what cannot be rendered is gathered in `.bad`."""
+        encoded = Encoded()
+        for first in range(0, len(rows), CHUNK):
+            drafts = []
+            for conversation, row in zip(
+                conversations[first : first + CHUNK], rows[first : first + CHUNK], strict=True
+            ):
+                try:
+                    drafts.append(self._draft(conversation, row, loss_on, encoded))
+                except BadRow as error:
+                    encoded.bad.add(row.place, error.what, error.fix)
+            plain = [draft for draft in drafts if not draft.free]
+            tokens = iter(self._tokens([draft.text for draft in plain]))
+            for draft in drafts:
+                try:
+                    encoded.examples.append(self._finish(draft, loss_on, *self._of(draft, tokens)))
+                except BadRow as error:
+                    encoded.bad.add(draft.row.place, error.what, error.fix)
+        return encoded
+
+    def prompt_ids(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """Ids of the conversation up to the assistant's next answer: what stood in front of it in training.
+
+        That is the template's generation prompt, and what the template writes before a plain answer by itself (the
+        empty think block of Qwen3).
+
+        Raises:
+            BadRow: the template refuses the messages.
+        """
+        held = list(messages)
+        free = ""
+        if any(self.guard.touches(message["content"]) for message in held):
+            held, free = self.guard.escape(held)
+        sentinel = "\U0010fff2"
+        prompt = self.chat.render(held, tools, prompt=True)
+        upto = self.chat.render([*held, {"role": "assistant", "content": sentinel}], tools).partition(sentinel)[0]
+        lead = upto.removeprefix(prompt)
+        text = prompt if upto.startswith(prompt) and not lead.strip() else upto.rstrip(" ")
+        ids = self.guard.encode(text, free)[0] if free else self._tokens([text])[0][0]
+        return self._with_bos(ids)
+
+    def _draft(self, conversation: Conversation, row: Row, loss_on: str, encoded: Encoded) -> _Draft:
+        if conversation.messages is None:
+            return _Draft(row, conversation.text or "", conversation, [], append_eos=True)
+        messages, tools, free = conversation.messages, conversation.tools, ""
+        if tools and self.guard.touches(json.dumps(tools, ensure_ascii=False)):
+            raise BadRow('"tools" holds the text of a special token', "delete it there")
+        if any(self.guard.touches(value) for message in messages for value in message.values()):
+            messages, free = self.guard.escape(messages)
+            encoded.guarded.append(row)
+        text, marked = self.chat.render_marked(messages, tools)
+        answers = locate_answers(
+            self.chat, lambda: self._skeleton(messages, tools), text, marked, messages, tools, self._stop
+        )
+        if any(message["role"] == "assistant" and message["content"].strip() not in text for message in messages):
+            encoded.reshaped.append(row)
+        draft = _Draft(row, text, conversation, answers, free)
+        if answers[-1].stop == answers[-1].end:
+            self._end_with_eos(draft, len(messages))
+        for answer in answers[:-1]:
+            if answer.stop == answer.end and loss_on == "assistant" and not marked:
+                what = f"message {answer.turn + 1} (assistant) does not end in a stop token"
+                fix = "set data.loss_on: last_turn, or give a template that ends every turn with model.chat_template"
+                raise BadRow(f"{what}: the chat template writes none inside a conversation", fix)
+        return draft
+
+    def _end_with_eos(self, draft: _Draft, n_messages: int) -> None:
+        """The template ends its last turn with no stop token: cut behind the answer, and put the eos token there."""
+        last = draft.answers[-1]
+        if last.turn != n_messages - 1 or self.eos_id is None:
+            what = f"message {last.turn + 1} (assistant) does not end in a stop token: the model would never stop"
+            raise BadRow(what, "give a template that ends every turn with model.chat_template")
+        draft.text = draft.text[: last.end]
+        draft.append_eos = True
+
+    def _of(self, draft: _Draft, tokens: Any) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+        if draft.free:
+            return self.guard.encode(draft.text, draft.free)
+        return (*next(tokens), [])
+
+    def _finish(
+        self, draft: _Draft, loss_on: str, ids: list[int], ends: list[int], shifts: list[tuple[int, int]]
+    ) -> Example:
+        """Labels by position. A token belongs to the characters up to its end: offsets' starts leave spaces out."""
+        labels = [IGNORE_INDEX] * len(ids)
+        answer_start, last = None, None
+        if draft.answers:
+            last = draft.answers[-1]
+            for answer in draft.answers:
+                self._check_stop(answer, ids, ends, shifts)
+            for start, stop in trained_characters(draft.answers, loss_on):
+                # behind the last character comes the stop token, which is always a token of its own
+                behind = bisect_right(ends, shifted(stop, shifts)) + 1
+                first = bisect_right(ends, shifted(start, shifts))
+                labels[first:behind] = ids[first:behind]
+            answer_start = bisect_right(ends, shifted(last.start, shifts))
+        if not draft.answers or loss_on == "all":
+            labels = list(ids)
+        if draft.append_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
+            ids, labels = [*ids, self.eos_id], [*labels, self.eos_id]
+        with_bos = self._with_bos(ids)
+        if len(with_bos) > len(ids):
+            labels = [with_bos[0] if loss_on == "all" or not draft.answers else IGNORE_INDEX, *labels]
+            answer_start = None if answer_start is None else answer_start + 1
+        if last is None or draft.conversation.messages is None:
+            return Example(with_bos, labels, draft.row)
+        messages = draft.conversation.messages
+        return Example(with_bos, labels, draft.row, messages[: last.turn], messages[last.turn]["content"], answer_start)
+
+    def _check_stop(self, answer: Answer, ids: list[int], ends: list[int], shifts: list[tuple[int, int]]) -> None:
+        if answer.stop == answer.end:
+            return
+        at = bisect_right(ends, shifted(answer.stop, shifts))
+        if at >= len(ids) or ids[at] not in self.stop_ids:
+            raise BadRow(
+                f"the stop token of message {answer.turn + 1} (assistant) is not one token in the encoded text"
+            )
+
+    def _tokens(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Ids and the end of each token, in characters, for each text. Nothing is added in front or behind."""
+        if not texts:
+            return []
+        batch = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [(encoding.ids, [end for _, end in encoding.offsets]) for encoding in batch.encodings or []]
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """`ids` with the BOS the tokenizer would have put in front, if it is not there.
+
+        Raises:
+            BadRow: two BOS in front.
+        """
+        bos = self._any_bos
+        if bos is not None and ids[:2] == [bos, bos]:
+            what = f"the rendered text starts with two {self.tokenizer.bos_token}"
+            raise BadRow(what, "take one of them out of the template (model.chat_template)")
+        return [self.bos_id, *ids] if self.bos_id is not None and ids[:1] != [self.bos_id] else ids
+
+    def _skeleton(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> Skeleton:
+        roles = tuple(message["role"] for message in messages)
+        key = (roles, json.dumps(tools) if tools else "")
+        if key not in self._skeletons:
+            if len(self._skeletons) > 4096:  # every row with tools of its own: nothing to reuse
+                self._skeletons.clear()
+            self._skeletons[key] = Skeleton(self.chat, roles, tools)
+        return self._skeletons[key]
+
+    def _find_stop_tokens(self) -> tuple[str, ...]:
+        """The first added token behind each answer of a two-answer conversation; eos where a template has none."""
+        added = _any_of(tuple(self._added))
+        for roles in (("user", "assistant") * 2, ("user", "assistant")):
+            try:
+                skeleton = Skeleton(self.chat, roles, None)
+            except BadRow:
+                continue
+            behind = dict(zip(skeleton.order, skeleton.between[1:], strict=True))
+            last = added.search(behind.get(len(roles) - 1, ""))
+            if last is None:
+                return ()
+            inner = added.search(behind.get(1, ""))
+            return tuple(dict.fromkeys(match[0] for match in (inner, last) if match))
+        return ()
+
+    def _protected(self) -> dict[str, int]:
+        """Tokens that are special, or that the template writes to shape a turn, by their text."""
+        decoder = self.tokenizer.added_tokens_decoder
+        names = {token.content for token in decoder.values() if token.special} | set(self.stop_tokens)
+        try:
+            shape = self.chat.render([{"role": "user", "content": ""}])
+        except BadRow:
+            shape = ""
+        names |= set(_any_of(tuple(self._added)).findall(shape))
+        return {name: self._added[name] for name in names}
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
+
+
+def _bos_added_by(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The BOS id if the tokenizer puts it in front of plain text by itself."""
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and tokenizer("a").input_ids[:1] == [bos] else None

@@ -1,0 +1,112 @@
+"""Special tokens that stand in someone's text stay text: "<|im_end|>" typed by a user never ends a turn.
+
+Before rendering, each special token's text inside a content is swapped for a placeholder of private characters. In the
+rendered text, what still reads as a special token was written by the template. A second tokenizer, in which the
+special tokens carry private names, then encodes both: private names become the special ids, and the users' text,
+put back, is text like any other. All other text is cut and merged exactly as by the model's own tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from topcoat.data.conversation import BadRow
+
+MARK = "\U0010fff0"  # around a token id: the private name of a special token (a private-use character)
+FIRST_FREE, LAST_FREE = 0x10F000, 0x10FF00  # private-use characters that may serve as placeholder
+
+
+class Guard:
+    """Escapes the texts of `special` tokens ({text: id}) and encodes what was escaped."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: dict[str, int]) -> None:
+        self.special = special
+        longest_first = sorted(special, key=len, reverse=True)
+        self._names = longest_first
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._tokenizer = tokenizer
+
+    def touches(self, text: str) -> bool:
+        """Whether `text` holds the text of a special token."""
+        return self.pattern.search(text) is not None
+
+    def escape(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
+        """The messages with placeholders in place of special tokens' texts, and the placeholders' character.
+
+        Raises:
+            BadRow: the text uses the private character that names special tokens.
+        """
+        everything = "".join(value for message in messages for value in message.values())
+        if MARK in everything:
+            raise BadRow("the text holds special tokens and the private-use character U+10FFF0 at once")
+        free = next(chr(code) for code in range(FIRST_FREE, LAST_FREE) if chr(code) not in everything)
+
+        def swap(match: re.Match[str]) -> str:
+            return f"{free}{self._names.index(match[0])}{free}"
+
+        return [
+            {key: value if key == "role" else self.pattern.sub(swap, value) for key, value in message.items()}
+            for message in messages
+        ], free
+
+    def encode(self, text: str, free: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+        """Ids of a text rendered from escaped messages, the end of each token in `restore`d characters, and the shifts.
+
+        A shift (position in `text`, characters gained from there on) maps places in `text` to places in the encoded.
+        """
+        pieces, shifts, at, gained = [], [], 0, 0
+        finder = re.compile(f"{free}([0-9]+){free}|{self.pattern.pattern}")
+        for match in finder.finditer(text):
+            name = f"{MARK}{self.special[match[0]]}{MARK}" if match[1] is None else self._names[int(match[1])]
+            pieces += [text[at : match.start()], name]
+            at = match.end()
+            gained += len(name) - len(match[0])
+            shifts.append((at, gained))
+        encoding = self._renamed.encode("".join([*pieces, text[at:]]), add_special_tokens=False)
+        return [self._ids.get(i, i) for i in encoding.ids], [end for _, end in encoding.offsets], shifts
+
+    def restore(self, text: str, free: str) -> str:
+        """`text` with the placeholders put back to what they stand for."""
+        return re.sub(f"{free}([0-9]+){free}", lambda match: self._names[int(match[1])], text)
+
+    @cached_property
+    def _renamed(self) -> Tokenizer:
+        """The model's tokenizer with private names for its special tokens."""
+        spec: dict[str, Any] = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        private = {text: f"{MARK}{i}{MARK}" for text, i in self.special.items()}
+        for token in spec["added_tokens"]:
+            if token["content"] in private:
+                token["content"], token["normalized"] = private[token["content"]], False
+        vocab = spec["model"]["vocab"]
+        if isinstance(vocab, dict):
+            spec["model"]["vocab"] = {private.get(text, text): i for text, i in vocab.items()}
+        else:  # Unigram: a list of [text, score]
+            spec["model"]["vocab"] = [[private.get(text, text), score] for text, score in vocab]
+        spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+        return Tokenizer.from_str(json.dumps(spec))
+
+    @cached_property
+    def _ids(self) -> dict[int, int]:
+        """Ids the second tokenizer dealt out anew -> the model's ids. Usually empty."""
+        private = {text: f"{MARK}{i}{MARK}" for text, i in self.special.items()}
+        added = self._tokenizer.get_added_vocab()
+        pairs = (
+            (self._renamed.token_to_id(private.get(text, text)), i) for text, i in {**added, **self.special}.items()
+        )
+        return {new: old for new, old in pairs if new is not None and new != old}
+
+
+def shifted(position: int, shifts: list[tuple[int, int]]) -> int:
+    """Where a position of the rendered text stands in the encoded text."""
+    gain = 0
+    for at, gained in shifts:
+        if at > position:
+            break
+        gain = gained
+    return position + gain

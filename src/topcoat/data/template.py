@@ -1,0 +1,85 @@
+"""Template: the chat template in effect, rendered in transformers' immutable Jinja sandbox. Messages -> text.
+
+A model without a template gets ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Where the tokenizer has no token
+<|im_end|>, each turn ends in the tokenizer's own eos token instead, so that the stop is one token and not a text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from topcoat.data.conversation import BadRow
+from topcoat.errors import Refused
+from topcoat.model.tokenizers import CHATML
+
+Message = dict[str, str]
+Span = tuple[int, int]
+IM_END = "<|im_end|>"
+
+
+class Template:
+    """One template text with the tokenizer's special tokens in reach of it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str | None = None) -> None:
+        self.text, self.source = _choose(tokenizer, text)
+        self.marks_answers = re.search(r"\{%-?\s*generation\s*-?%\}", self.text) is not None
+        self.takes_tools = "tools" in self.text
+        self.names_the_date = "strftime_now" in self.text
+        self._specials: dict[str, Any] = dict(tokenizer.special_tokens_map)
+
+    def render(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, *, prompt: bool = False
+    ) -> str:
+        """The text of a conversation; `prompt` adds the header of the assistant's next turn.
+
+        Raises:
+            BadRow: the template refuses this conversation.
+        """
+        return self.render_marked(messages, tools, prompt=prompt)[0]
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, *, prompt: bool = False
+    ) -> tuple[str, list[Span]]:
+        """The text, and the character spans of its {% generation %} blocks (none if the template has no such block).
+
+        Raises:
+            BadRow: the template refuses this conversation.
+        """
+        if tools and not self.takes_tools:
+            fix = "delete the tools column, or train a model whose template takes tools"
+            raise BadRow("the row has tools, but the chat template does not write tools out", fix)
+        # annotated as returning str; it returns the texts and, for each, the spans of its generation blocks
+        render: Callable[..., Any] = render_jinja_template
+        try:
+            texts, spans = render(
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=self.text,
+                return_assistant_tokens_mask=self.marks_answers,
+                add_generation_prompt=prompt,
+                **self._specials,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise BadRow(f"the chat template refuses these messages: {error}") from error
+        return texts[0], [(start, end) for start, end in spans[0]] if self.marks_answers and spans else []
+
+
+def _choose(tokenizer: PreTrainedTokenizerBase, text: str | None) -> tuple[str, str]:
+    """The template's text and, for the report, where it comes from."""
+    own = tokenizer.chat_template
+    if text is None and own and own != CHATML:
+        return tokenizer.get_chat_template(), "the tokenizer's own"
+    if text is not None and text != CHATML:
+        return text, "given"
+    if IM_END in tokenizer.get_added_vocab():
+        return CHATML, "ChatML"
+    if not tokenizer.eos_token:
+        what = "the model has no chat template, and its tokenizer no end-of-text token to end a turn with"
+        raise Refused(what, "tokenizer", "give a template with model.chat_template")
+    return CHATML.replace(IM_END, tokenizer.eos_token), f"ChatML, turns ended by {tokenizer.eos_token}"
