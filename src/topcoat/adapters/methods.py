@@ -1,0 +1,10 @@
+"""METHODS: every adapter method by its name. A method is a settings type in `settings.py`, a file, and a line here."""
+
+from __future__ import annotations
+
+from topcoat.adapters.base import Adapter
+from topcoat.adapters.lora import Lora
+
+METHODS: dict[str, type[Adapter]] = {
+    "lora": Lora,
+}

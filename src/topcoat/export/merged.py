@@ -1,0 +1,48 @@
+"""The tensors of a merged model, one at a time: base + adapter in float32, cast once to the output dtype.
+
+Which base: a dense one is read again from the checkpoint in its own precision; a quantized one is the dequantized
+weight that training computed with, so the merged model equals what was trained (methods: merging into the original
+16-bit weights instead would add the quantization error back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from topcoat.adapters.attach import Adapters
+from topcoat.adapters.settings import FullConfig
+from topcoat.model.load import Base
+from topcoat.quant.linear import FrozenLinear
+
+
+def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, tensor on the CPU in `dtype`) for every tensor of the model, in the checkpoint's order."""
+    if isinstance(adapters.config, FullConfig):
+        for name, parameter in adapters.parameters().items():
+            yield name, parameter.detach().to(dtype).cpu()
+        return
+    trained = {name: p for name, p in adapters.parameters().items() if not name.endswith((".lora_A", ".lora_B"))}
+    frozen = {path: m.base for path, m in adapters.layers.items()}
+    frozen |= {p: m for p, m in base.model.named_modules() if isinstance(m, FrozenLinear) and not p.endswith(".base")}
+    for stored in base.source.tensors():
+        path = stored.name.removesuffix(".weight")
+        linear = frozen.get(path)
+        if stored.name in trained:
+            tensor = trained[stored.name].detach()
+        elif linear is not None and linear.format.quantized:
+            tensor = linear.dense_weight(torch.float32)
+        else:
+            tensor = stored.read()
+        if path in adapters.layers and stored.name.endswith(".weight"):
+            delta = adapters.layers[path].delta_weight()
+            tensor = tensor.to(delta.device, torch.float32) + delta
+        yield stored.name, tensor.to(dtype).cpu().contiguous()
+
+
+def output_dtype(base: Base) -> torch.dtype:
+    """The dtype a merged model is written in: the checkpoint's own where it is a float dtype, else bf16."""
+    dtype = base.source.config.dtype
+    return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16

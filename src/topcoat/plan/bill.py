@@ -1,0 +1,127 @@
+"""The memory bill of a run: what each part of training takes, line by line, before the first step.
+
+Weights, adapters, gradients and moments are counted from the tensors themselves. Activations are what autograd keeps
+for the backward of transformers' blocks around our linears, in bytes a token and block, with e bytes an element:
+
+    e * (sum of the linears' outputs + inputs of o_proj and down_proj + the gated product) + 2 norms * 4 D
+
+which is an estimate; the measured peak stands beside it after the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from topcoat.errors import Refused
+from topcoat.quant.linear import FrozenLinear
+from topcoat.units import show_bytes
+
+
+@dataclass(frozen=True)
+class Line:
+    """One term: its name, its bytes, and what they are computed from."""
+
+    name: str
+    bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """All terms; the peak of a training step is their sum."""
+
+    lines: tuple[Line, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak of a training step."""
+        return sum(line.bytes for line in self.lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """plan.json before anything is measured."""
+        rows = [{"name": line.name, "bytes": line.bytes, "note": line.note} for line in self.lines]
+        return {"lines": rows, "peak_bytes": self.peak_bytes}
+
+    def require_fit(self, available_bytes: int | None) -> None:
+        """Raises Refused when the predicted peak is above what the machine has free."""
+        if available_bytes is None or self.peak_bytes <= available_bytes:
+            return
+        largest = max(self.lines, key=lambda line: line.bytes)
+        raise Refused(
+            f"the run needs about {show_bytes(self.peak_bytes)} of memory and {show_bytes(available_bytes)} are free; "
+            f"most of it is {largest.name} ({show_bytes(largest.bytes)})",
+            where="train.micro_batch_tokens, model.quantization",
+            fix="lower train.micro_batch_tokens or data.max_length, set train.gradient_checkpointing: true, "
+            "or store the weights as model.quantization: {format: nf4}",
+        )
+
+
+def bill(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    tokens: int,
+    vocab: int,
+    chunk_rows: int,
+    checkpointing: bool,
+    runtime_bytes: int,
+) -> Bill:
+    """The bill of a training step with micro batches of `tokens`, for `model` with adapters attached.
+
+    `runtime_bytes` is what the process held before the model was loaded: Python, torch and its libraries.
+    """
+    linears = {path: m for path, m in model.named_modules() if isinstance(m, FrozenLinear)}
+    trainable = sum(p.numel() for p in parameters.values())
+    frozen = sum(m.weight_state.nbytes for m in linears.values())
+    ours = {id(p) for p in parameters.values()}
+    rest = sum(p.nbytes for p in model.parameters() if id(p) not in ours)
+    quantized = [m for m in linears.values() if m.format.quantized]
+    scratch = max((m.in_features * m.out_features * m.compute_dtype.itemsize for m in quantized), default=0)
+    saved = _activation_bytes(linears, tokens)
+    blocks = max(1, _block_count(linears))
+    kept = tokens * _hidden(linears) * _itemsize(linears) * blocks + saved // blocks if checkpointing else saved
+    return Bill(
+        (
+            Line("frozen weights", frozen, f"{len(linears)} linears"),
+            Line("embeddings, head and norms", rest, "in the compute dtype"),
+            Line("trained parameters", 4 * trainable, f"{trainable:,} in fp32"),
+            Line("gradients", 4 * trainable, "fp32"),
+            Line("optimizer moments", 8 * trainable, "two in fp32"),
+            Line("activations", kept, f"{tokens:,} tokens" + (", blocks recomputed" if checkpointing else "")),
+            Line("loss", min(tokens, chunk_rows) * vocab * 10, f"{chunk_rows} rows of {vocab:,} logits at a time"),
+            Line("dequantization buffer", scratch, "one linear"),
+            Line("runtime", runtime_bytes, "Python, torch and libraries"),
+        )
+    )
+
+
+def _activation_bytes(linears: Mapping[str, FrozenLinear], tokens: int) -> int:
+    """What all blocks keep for the backward of `tokens` tokens."""
+    e = _itemsize(linears)
+    hidden = _hidden(linears)
+    per_token = 0
+    for path, m in linears.items():
+        leaf = path.removesuffix(".base").rsplit(".", 1)[-1]
+        per_token += e * m.out_features
+        if leaf in ("o_proj", "down_proj", "dense", "dense_4h_to_h"):  # their inputs are no other linear's output
+            per_token += e * (m.in_features if leaf in ("o_proj", "dense") else 2 * m.in_features)
+    return tokens * (per_token + _block_count(linears) * 8 * hidden)
+
+
+def _block_count(linears: Mapping[str, FrozenLinear]) -> int:
+    """Blocks of the model: paths differ by the block's number."""
+    numbers = {part for path in linears for part in path.split(".") if part.isdigit()}
+    return len(numbers)
+
+
+def _hidden(linears: Mapping[str, FrozenLinear]) -> int:
+    return next((m.in_features for m in linears.values()), 0)
+
+
+def _itemsize(linears: Mapping[str, FrozenLinear]) -> int:
+    return next((m.compute_dtype for m in linears.values()), torch.float32).itemsize

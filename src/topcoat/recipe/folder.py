@@ -1,0 +1,130 @@
+"""The run folder: where each file of a run lies, and the rule that one folder holds one run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topcoat.errors import TopcoatError
+from topcoat.files import write_file
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run folder."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe: every value, nothing implied."""
+        return self.path / RECIPE
+
+    @property
+    def receipt(self) -> Path:
+        """Identity of base, tokenizer, template and data; versions; machine; seed."""
+        return self.path / "receipt.json"
+
+    @property
+    def plan(self) -> Path:
+        """The predicted bill, and beside it what was measured."""
+        return self.path / "plan.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Generations on fixed validation rows at each evaluation."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """step-00000120/ and so on, each with its manifest."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The PEFT directory."""
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole model, after full fine-tuning."""
+        return self.path / "model"
+
+    @property
+    def merged(self) -> Path:
+        """Where `topcoat merge` puts the merged model unless told otherwise."""
+        return self.path / "merged"
+
+    @property
+    def probe(self) -> Path:
+        """Token ids of held-out prompts: what merges and exports are proved on."""
+        return self.path / "probe.json"
+
+    @property
+    def results(self) -> Path:
+        """Scores of base and adapter."""
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report.html"
+
+    def holds_a_run(self) -> bool:
+        """True if a run was started here."""
+        return self.recipe.exists() or self.checkpoints.exists()
+
+    def require_free(self) -> None:
+        """Raises TopcoatError if the folder holds a run, or anything else but hidden files."""
+        if self.path.exists() and not self.path.is_dir():
+            raise TopcoatError(f"{self.path} is a file", where="output", fix="name a folder that is not there yet")
+        if self.holds_a_run():
+            raise TopcoatError(
+                f"{self.path} holds another run",
+                where="output",
+                fix="add --resume to continue it, or name another output folder",
+            )
+        others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
+        if others:
+            raise TopcoatError(
+                f"{self.path} is not empty: it holds {', '.join(sorted(others)[:3])}",
+                where="output",
+                fix="name a folder that is not there yet, or empty this one",
+            )
+
+    def require_run(self) -> None:
+        """Raises TopcoatError unless a run was started here."""
+        if not self.recipe.is_file():
+            raise TopcoatError(
+                f"{self.path} is no run folder: it has no {RECIPE}",
+                where=str(self.path),
+                fix="give the folder that `topcoat train` wrote (the recipe's `output`)",
+            )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` for people and programs: indented, keys in the order given, whole or not at all."""
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of the run folder. Raises TopcoatError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TopcoatError(
+            f"{path.name} is not in the run folder",
+            where=str(path.parent),
+            fix="let the run finish: `topcoat train RECIPE --resume`",
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TopcoatError(f"{path.name} is damaged: {error}", where=str(path), fix="train again, or restore it") from error

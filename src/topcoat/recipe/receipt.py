@@ -1,0 +1,107 @@
+"""receipt.json: the identity of everything that went into a run, so that two runs can be told apart or called equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import secrets
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from topcoat.errors import Problem, TopcoatError
+from topcoat.files import sha256_file
+from topcoat.model.load import Base
+from topcoat.recipe.schema import Recipe
+
+LIBRARIES = ("topcoat", "torch", "transformers", "safetensors", "gguf", "tokenizers", "numpy", "bitsandbytes")
+# Settings that may differ between a run and its continuation: they change no number of the training.
+FREE_ON_RESUME = ("output", "train.keep_checkpoints", "train.save_every", "train.report_to", "model.path", "data.train")
+
+
+def receipt(recipe: Recipe, base: Base) -> dict[str, Any]:
+    """What this run is made of. `run_id` is drawn anew; everything else follows from the inputs and the machine."""
+    return {
+        "run_id": secrets.token_hex(8),
+        "base": base.identity.model_dump(),
+        "data": data_identity(recipe),
+        "quantization": recipe.model.quantization.model_dump() if recipe.model.quantization else None,
+        "compute_dtype": str(base.compute_dtype).removeprefix("torch."),
+        "device": str(base.device),
+        "seed": recipe.seed,
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else None,
+        },
+    }
+
+
+def data_identity(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of the data files, by their part in the recipe."""
+    files = {"train": recipe.data.train}
+    if isinstance(recipe.data.validation, str):
+        files["validation"] = recipe.data.validation
+    return {part: sha256_file(Path(file)) for part, file in files.items()}
+
+
+def checkpoint_identity(recipe: Recipe, written: dict[str, Any]) -> dict[str, str]:
+    """What a checkpoint is bound to: it is refused when any of this changes."""
+    base = written["base"]
+    return {
+        "base model": base["base"],
+        "tokenizer": base["tokenizer"],
+        "chat template": base["chat_template"],
+        "data": _hash(written["data"]),
+        "recipe": _hash({key: v for key, v in flat(recipe).items() if key not in FREE_ON_RESUME}),
+    }
+
+
+def require_same_recipe(started: Recipe, now: Recipe, where: str) -> None:
+    """Raises TopcoatError listing every setting that changed and would change the numbers of the run."""
+    before, after = flat(started), flat(now)
+    problems = [
+        Problem(
+            f"{key} was {_show(before.get(key))} when the run began and is {_show(after.get(key))} now",
+            where,
+            f"write {key}={_show(before.get(key))} to continue, or name another output for a new run",
+        )
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in FREE_ON_RESUME
+    ]
+    if problems:
+        raise TopcoatError.gather(problems)
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value, for every value of the recipe."""
+
+    def walk(value: Any, path: str) -> dict[str, Any]:
+        if not isinstance(value, dict) or not value:
+            return {path: value}
+        found: dict[str, Any] = {}
+        for key, inner in value.items():
+            found |= walk(inner, f"{path}.{key}" if path else key)
+        return found
+
+    return walk(recipe.model_dump(mode="json"), "")
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
