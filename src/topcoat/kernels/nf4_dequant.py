@@ -1,0 +1,163 @@
+"""NF4 codes -> weights: w_i = table[code_i] * absmax[i // S] in float32, then rounded once to the target dtype.
+
+Weights lie in row-major order, two codes to a byte, the first in the high nibble; S weights in a row share one scale
+and a block may cross rows. Three ways compute the same bits: the definition, bitsandbytes' op where that is installed
+(AVX-512 on a CPU, CUDA on a GPU), and a byte -> two values table in plain torch, cut into pieces that stay in cache.
+
+NF4: Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, section 3 and appendix E.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+# The quantiles of N(0, 1) as bitsandbytes writes them into its files; regenerated in float64 they differ by 1.1e-7.
+NF4_TABLE = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+PIECE = 1 << 17
+"""Weights rebuilt at a time: 512 KiB of float32, which stays in a core's second-level cache on its way to `out`."""
+
+FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU_LARGEST_BLOCK = 1024
+"""Above this, bitsandbytes' CPU op leaves its C code for a torch.compile of plain torch."""
+
+
+def dequantize_nf4_reference(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor) -> Tensor:
+    """The definition: fills and returns `out` (O, I). `packed` has ceil(N / 2) bytes, `absmax` ceil(N / S) float32."""
+    table = torch.tensor(NF4_TABLE, device=packed.device)
+    packed = packed.reshape(-1)
+    codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[: out.numel()]  # (N,), high nibble first
+    values = table[codes.int()]  # (N,)
+    scale_blocks_(values, absmax, block_size)
+    return out.copy_(values.view(out.shape))
+
+
+def scale_blocks_(values: Tensor, scales: Tensor, block_size: int) -> Tensor:
+    """Multiplies each run of `block_size` of `values` (N,) by its entry of `scales` (ceil(N / S),), in place."""
+    whole = values.numel() // block_size
+    values[: whole * block_size].view(-1, block_size).mul_(scales[:whole, None])
+    if whole * block_size < values.numel():
+        values[whole * block_size :].mul_(scales[whole])
+    return values
+
+
+def dequantize_nf4_table(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor) -> Tensor:
+    """Plain torch, faster: one look-up gives both values of a byte, piece by piece into `out` (contiguous)."""
+    pairs, flat, packed = _pairs(packed.device), out.view(-1), packed.reshape(-1)
+    step = max(1, PIECE // block_size) * block_size  # whole blocks, and an even count, in every piece but the last
+    for start in range(0, flat.numel(), step):
+        end = min(start + step, flat.numel())
+        both = pairs.index_select(0, packed[start // 2 : (end + 1) // 2].int())  # (bytes, 2)
+        values = scale_blocks_(both.view(-1)[: end - start], absmax[start // block_size :], block_size)
+        flat[start:end].copy_(values)
+    return out
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
+    """(256, 2) float32: the two values of every byte."""
+    with torch.inference_mode(False):  # a cached tensor born in inference mode stays one for ever
+        table = torch.tensor(NF4_TABLE, device=device)
+        byte = torch.arange(256, device=device)
+        return torch.stack((table[byte >> 4], table[byte & 15]), dim=-1)
+
+
+def dequantize_nf4_bitsandbytes(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor) -> Tensor:
+    """bitsandbytes' op into `out` (contiguous); ask `bitsandbytes_can` first.
+
+    The CPU op finds the scale of a row's first weight as row * (I // S), which is another block's as soon as I is no
+    multiple of S: (4, 96) with S 64 comes back wrong without a word in 0.50. So it is always given the shape
+    (blocks, S), where every row is one block, and the short last block goes the plain way. It also has no variant
+    that writes into a given tensor, so pieces pass through the cache on their way to `out`.
+    """
+    if packed.device.type != "cpu":
+        op = torch.ops.bitsandbytes.dequantize_4bit.out
+        op(packed, absmax, block_size, "nf4", out.shape, out.dtype, out=out)
+        return out
+    op, flat, packed = torch.ops.bitsandbytes.dequantize_4bit.default, out.view(-1), packed.reshape(-1)
+    blocks, rows = flat.numel() // block_size, max(1, PIECE // block_size)
+    for first in range(0, blocks, rows):
+        last = min(first + rows, blocks)
+        codes = packed[first * block_size // 2 : last * block_size // 2]
+        piece = op(codes, absmax[first:last], block_size, "nf4", (last - first, block_size), out.dtype)
+        flat[first * block_size : last * block_size].copy_(piece.view(-1))
+    if blocks * block_size < flat.numel():
+        tail = blocks * block_size
+        dequantize_nf4_reference(packed[tail // 2 :], absmax[blocks:], block_size, flat[tail:])
+    return out
+
+
+def bitsandbytes_can(packed: Tensor, block_size: int, out: Tensor) -> bool:
+    """Is there an op of bitsandbytes for this device, and does it take this dtype and block size?"""
+    if out.dtype not in FAST_DTYPES or not out.is_contiguous() or not _bitsandbytes_kernel(packed.device.type):
+        return False
+    return packed.device.type != "cpu" or block_size <= CPU_LARGEST_BLOCK
+
+
+@cache
+def _bitsandbytes_kernel(device_type: str) -> bool:
+    """True where bitsandbytes imports and its compiled code serves this kind of device."""
+    if device_type not in ("cpu", "cuda") or importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    try:
+        with _quiet_import():
+            import bitsandbytes  # noqa: F401  registers torch.ops.bitsandbytes
+    except (ImportError, OSError, RuntimeError):  # built for another CUDA, another C library: the plain way serves
+        return False
+    if device_type == "cpu":
+        return torch._C._dispatch_has_kernel_for_dispatch_key("bitsandbytes::dequantize_4bit", "CPU")
+    return torch._C._dispatch_has_kernel_for_dispatch_key("bitsandbytes::dequantize_4bit.out", "CUDA")
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Imports bitsandbytes without its visit to the network.
+
+    On a CPU with AVX512-BF16 its import fetches an inference kernel through the package `kernels` from the hub, or
+    warns that it cannot (backends/cpu/ops.py). We use neither: the package is hidden and the warning held meanwhile.
+    """
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    was, hidden = log.disabled, sys.modules.get("kernels")
+    log.disabled = True
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # makes `import kernels` raise ImportError
+    try:
+        yield
+    finally:
+        log.disabled = was
+        if hidden is None:
+            del sys.modules["kernels"]
+        else:
+            sys.modules["kernels"] = hidden
+
+
+def dequantize_nf4(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor) -> Tensor:
+    """Fills `out` (O, I) with the weights of `packed`, the fastest way that can; every way gives the same bits."""
+    if bitsandbytes_can(packed, block_size, out):
+        return dequantize_nf4_bitsandbytes(packed, absmax, block_size, out)
+    if out.is_contiguous():
+        return dequantize_nf4_table(packed, absmax, block_size, out)
+    return dequantize_nf4_reference(packed, absmax, block_size, out)

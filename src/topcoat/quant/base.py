@@ -1,0 +1,104 @@
+"""What a number format is: a frozen weight in, codes and scales out, and the weight back on demand.
+
+A `QuantFormat` turns one weight (O, I) into a `QuantizedWeight` and back: `quantize` runs once, while the model
+streams in; `dequantize` runs in every forward and every backward. The table of formats is `FORMATS` in formats.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from topcoat.errors import TopcoatError
+from topcoat.quant.settings import QuantConfig
+
+
+@dataclass
+class QuantizedWeight:
+    """One frozen weight as it is stored; it knows its logical shape (O, I), whatever its tensors look like."""
+
+    format: str
+    """The format's name in FORMATS."""
+    shape: tuple[int, int]
+    """(out_features, in_features)."""
+    tensors: dict[str, Tensor]
+    """Codes, scales and what else must move with the weight: all of the state."""
+    scalars: dict[str, float] = field(default_factory=dict)
+    """Settings that dequantizing needs, such as block_size; the same for every weight of one config."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors hold."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
+
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """The same weight on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return QuantizedWeight(self.format, self.shape, moved, dict(self.scalars))
+
+
+class QuantFormat(ABC):
+    """How a frozen weight is stored and read back. Subclasses add no state beyond `config`."""
+
+    Config: ClassVar[type[QuantConfig]]
+    quantized: ClassVar[bool] = True
+    """False where the weight is stored as plain numbers that a product can read as they are."""
+
+    def __init__(self, config: QuantConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        """`weight` (O, I) of any float dtype -> its stored form, on the same device.
+
+        Raises:
+            TopcoatError: the weight is not a matrix, or holds values that no format can store (NaN, infinity).
+        """
+
+    @abstractmethod
+    def dequantize(self, q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """The weight (O, I) in `dtype`: written into `out` (that shape and dtype) where given, else a new tensor."""
+
+    @abstractmethod
+    def nbytes(self, out_features: int, in_features: int) -> int:
+        """Bytes that a weight of this shape takes, exactly: what the planner counts."""
+
+
+def check_weight(weight: Tensor) -> Tensor:
+    """`weight` (O, I) as finite float32.
+
+    Raises:
+        TopcoatError: not a matrix, or values that are not finite; the caller adds the tensor's name in `where`.
+    """
+    if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
+        raise TopcoatError(
+            f"a linear's weight must be a float matrix (out, in), and this one is {weight.dtype} {tuple(weight.shape)}",
+            fix="load a checkpoint whose linears are plain float tensors",
+        )
+    values = weight.detach().float()
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        nans = int(torch.isnan(values).sum())
+        raise TopcoatError(
+            f"{bad} of {values.numel()} weights are not finite: {nans} NaN, {bad - nans} infinite",
+            fix="the checkpoint is damaged or was saved after its training diverged; fetch it again or take another",
+        )
+    return values
+
+
+def target(q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    """`out`, checked, or a new uninitialised tensor (O, I)."""
+    if out is None:
+        return torch.empty(q.shape, dtype=dtype, device=q.device)
+    if tuple(out.shape) != q.shape or out.dtype != dtype:
+        raise ValueError(f"out is {tuple(out.shape)} {out.dtype}, the weight is {q.shape} {dtype}")
+    return out

@@ -1,0 +1,16 @@
+"""The number formats by name. A new one is its file and its line here."""
+
+from __future__ import annotations
+
+from topcoat.quant.base import QuantFormat
+from topcoat.quant.dense import Dense
+from topcoat.quant.int8 import Int8
+from topcoat.quant.nf4 import Nf4
+from topcoat.quant.settings import QuantConfig
+
+FORMATS: dict[str, type[QuantFormat]] = {"bf16": Dense, "fp16": Dense, "fp32": Dense, "nf4": Nf4, "int8": Int8}
+
+
+def make_format(config: QuantConfig) -> QuantFormat:
+    """The format that `config` describes."""
+    return FORMATS[config.format](config)

@@ -1,0 +1,46 @@
+"""int8: symmetric rounding, one scale for each output row.
+
+absmax = max|w| over the row and code = round(127 w / absmax), so no weight moves by more than absmax / 254. Codes and
+row maxima are those of bitsandbytes' int8 vectorwise quantization of the float32 weight (`weight` and `SCB` in its
+files; its own layer rounds the weight to float16 first).
+
+Paper: Dettmers et al. 2022 (LLM.int8()), arXiv:2208.07339, section 2.1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, target
+from topcoat.quant.settings import Int8Config
+
+PIECE = 1 << 17  # weights rebuilt at a time, so that float32 temporaries stay in cache
+
+
+class Int8(QuantFormat):
+    """8-bit integers: tensors `codes` (O, I) int8 and `absmax` (O,) float32."""
+
+    Config = Int8Config
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        """weight (O, I) of any float dtype -> codes in [-127, 127] and row maxima; an all-zero row gets codes 0."""
+        values = check_weight(weight)
+        absmax = values.abs().amax(1)  # (O,)
+        # a row of zeros, or one so small that 127 / absmax overflows, would give 0 * inf
+        factor = torch.where(absmax > 0, 127.0 / absmax, 0.0).clamp(max=torch.finfo(torch.float32).max)
+        codes = (values * factor[:, None]).round_().to(torch.int8)
+        return QuantizedWeight("int8", (weight.shape[0], weight.shape[1]), {"codes": codes, "absmax": absmax})
+
+    def dequantize(self, q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """code * (absmax / 127) in float32, rounded once to `dtype`."""
+        out = target(q, dtype, out)
+        codes, scales = q.tensors["codes"], (q.tensors["absmax"] / 127)[:, None]  # (O, I), (O, 1)
+        rows = max(1, PIECE // q.shape[1])
+        for start in range(0, q.shape[0], rows):
+            torch.mul(codes[start : start + rows], scales[start : start + rows], out=out[start : start + rows])
+        return out
+
+    def nbytes(self, out_features: int, in_features: int) -> int:
+        """One byte a weight and four a row."""
+        return out_features * in_features + 4 * out_features

@@ -1,0 +1,143 @@
+"""FrozenLinear: y = x Wᵀ + b with W in any number format; it computes and never trains.
+
+A quantized W is rebuilt in the compute dtype for one product and forgotten: once in the forward and once more in the
+backward, where dx = dy W. What stays between the two is the stored state, which lives in the module anyway, so a frozen
+layer saves nothing for its backward, not even x (no gradient of W is ever asked for).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from topcoat.kernels.scratch import scratch
+from topcoat.quant.base import QuantFormat, QuantizedWeight
+from topcoat.quant.dense import NAMES
+from topcoat.quant.formats import make_format
+from topcoat.quant.settings import DenseConfig, QuantConfig
+
+
+@contextmanager
+def rebuilt(weight: QuantizedWeight, format: QuantFormat, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Lends the weight (O, I) in `dtype`, to be read inside the `with` only: what is stored, or the scratch buffer."""
+    stored = weight.tensors.get("weight")
+    if stored is not None and stored.dtype == dtype:
+        yield stored
+        return
+    with scratch(weight.shape, dtype, weight.device) as dense:
+        yield format.dequantize(weight, dtype, out=dense)
+
+
+class _RebuiltLinear(torch.autograd.Function):
+    """x (..., I) -> x Wᵀ + b (..., O), with W rebuilt from its state in the forward and in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: QuantizedWeight, format: QuantFormat) -> Tensor:
+        ctx.weight, ctx.format = weight, format
+        with rebuilt(weight, format, x.dtype) as dense:
+            return F.linear(x, dense, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        with rebuilt(ctx.weight, ctx.format, grad.dtype) as dense:
+            return grad @ dense, None, None, None
+
+
+class FrozenLinear(nn.Module):
+    """One frozen linear: x (..., I) -> (..., O) in `compute_dtype`; the gradient goes to x only.
+
+    The state's tensors are buffers (`codes`, `absmax`, ... or `weight`), so `.to(device)` moves them and `state_dict`
+    holds all there is. Casting the module (`.half()`, `.to(dtype)`) leaves them as they are: the bytes of a frozen
+    weight never change.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: QuantizedWeight, format: QuantFormat, bias: Tensor | None, compute_dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.format = format
+        self.compute_dtype = compute_dtype
+        self._scalars = dict(weight.scalars)
+        self._format_name = weight.format
+        self._state_names = tuple(weight.tensors)
+        for name, tensor in weight.tensors.items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(compute_dtype))
+
+    @classmethod
+    def from_dense(
+        cls, weight: Tensor, bias: Tensor | None, config: QuantConfig, compute_dtype: torch.dtype
+    ) -> FrozenLinear:
+        """Quantizes `weight` (O, I) as `config` says; `bias` (O,) is kept in the compute dtype.
+
+        Raises:
+            TopcoatError: the weight holds values that cannot be stored.
+        """
+        format = make_format(config)
+        return cls(format.quantize(weight), format, bias, compute_dtype)
+
+    @classmethod
+    def share(cls, linear: nn.Linear) -> FrozenLinear:
+        """A dense FrozenLinear on the very weight of `linear`: nothing is copied, and neither trains it."""
+        weight = linear.weight.detach()
+        name = NAMES[weight.dtype]
+        format = make_format(DenseConfig(format=name))  # type: ignore[arg-type]
+        state = QuantizedWeight(name, (linear.out_features, linear.in_features), {"weight": weight})
+        return cls(state, format, linear.bias, weight.dtype).train(linear.training)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return self.get_buffer(self._state_names[0]).device
+
+    @property
+    def weight_state(self) -> QuantizedWeight:
+        """The stored weight, as its buffers are now."""
+        tensors = {name: self.get_buffer(name) for name in self._state_names}
+        return QuantizedWeight(self._format_name, (self.out_features, self.in_features), tensors, self._scalars)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) of any float dtype -> (..., O) in the compute dtype."""
+        x = x.to(self.compute_dtype)
+        state = self.weight_state
+        dense = state.tensors.get("weight")
+        if dense is not None and dense.dtype == x.dtype:
+            return F.linear(x, dense, self.bias)
+        return _RebuiltLinear.apply(x, self.bias, state, self.format)
+
+    @torch.no_grad()
+    def input_grad(self, grad: Tensor) -> Tensor:
+        """grad (..., O) of the output -> grad of the input (..., I), for backward passes written by hand."""
+        with rebuilt(self.weight_state, self.format, grad.dtype) as dense:
+            return grad @ dense
+
+    def dense_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight (O, I) as a new tensor in `dtype`: what forward computes with, free to be written to."""
+        return self.format.dequantize(self.weight_state, dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes and format, for printing the model."""
+        dtype = str(self.compute_dtype).removeprefix("torch.")
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"format={self._format_name}, compute_dtype={dtype}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLinear:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
