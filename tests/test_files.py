@@ -110,9 +110,13 @@ def test_a_published_directory_has_files_of_the_umask_even_where_the_writer_made
 
 
 def test_an_error_while_publishing_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), publish_directory(tmp_path / "adapter") as temporary:
-        (temporary / "half").write_text("x")
-        raise ZeroDivisionError
+    def fill_half():
+        with publish_directory(tmp_path / "adapter") as temporary:
+            (temporary / "half").write_text("x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fill_half()
     assert list(tmp_path.iterdir()) == []
 
 
