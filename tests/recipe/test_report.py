@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from topcoat.errors import TopcoatError
 from topcoat.recipe.curves import MOST_POINTS, loss_curves, points, smooth, thin
 from topcoat.recipe.report import write_report
+from topcoat.train.metrics import MetricsLog
 
 FILES = ("recipe.yaml", "receipt.json", "plan.json", "metrics.jsonl", "samples.jsonl", "results.json")
 VOID = {"meta", "br", "path", "use"}
@@ -271,10 +273,27 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_is_told_and_not_drawn(tmp_path):
-    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}])
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1, "loss": 2.0})
+    log.write({"step": 2, "loss": math.nan})
+    log.close()
     page = page_of(tmp_path)
     assert "The loss was not a finite number in 1 steps, first in step 2." in page
     assert "nan" not in page.lower().split("</style>")[1]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "metrics.jsonl"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    (fill(tmp_path / "run") / name).write_text('{"lines": [\n{}\n', encoding="utf-8")
+    with pytest.raises(TopcoatError, match="JSON") as caught:
+        write_report(tmp_path / "run")
+    assert name in str(caught.value)
+
+
+def test_a_perplexity_beyond_numbers_is_shown_as_it_is(tmp_path):
+    results = {"rows": 2, "base": {"perplexity": "Infinity"}, "adapter": {"perplexity": 4.0}}
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    assert "Infinity" in text_of(page_of(tmp_path))
 
 
 def test_both_colour_schemes_and_narrow_pages_are_served(page):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from topcoat.recipe.facts import facts
+from topcoat.recipe.facts import facts, show
 from topcoat.recipe.scores import exact_match, show_interval, show_share
 
 MOST_SAMPLES = 3
@@ -83,7 +83,7 @@ def _scores(results: Mapping[str, Any]) -> str:
         lines.append(f"| exact match (95 % interval) | {cells[0]} | {cells[1]} |")
     perplexities = [(results.get(who) or {}).get("perplexity") for who in ("base", "adapter")]
     if perplexities[1] is not None:
-        base, adapter = ("not measured" if value is None else f"{value:,.4g}" for value in perplexities)
+        base, adapter = ("not measured" if value is None else show("", value) for value in perplexities)
         lines.append(f"| perplexity | {base} | {adapter} |")
     if not lines:
         return ""

@@ -18,10 +18,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from topcoat.errors import TopcoatError
 from topcoat.files import write_file
 from topcoat.recipe.curves import SMOOTH_FROM, loss_curves, points, small_curve
-from topcoat.recipe.facts import facts
+from topcoat.recipe.facts import facts, show
 from topcoat.recipe.scores import exact_match, show_interval, show_share, wilson
+from topcoat.train.metrics import read_metrics
 from topcoat.units import show_bytes, show_count, show_seconds
 
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
@@ -53,7 +55,10 @@ def write_report(run_folder: Path) -> Path:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """The files of a run folder. A last line that was torn by a crash is left out."""
+    """The files of a run folder. A last line that was torn by a crash is left out.
+
+    Raises TopcoatError: a file that is there cannot be read as what it should be.
+    """
     recipe = folder / "recipe.yaml"
     return RunFiles(
         name=folder.resolve().name,
@@ -67,14 +72,18 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _json(path: Path) -> Json:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        fix = "restore the file, or move it away: the report leaves out what is missing"
+        raise TopcoatError(f"{path.name} is not JSON: {error}", str(path), fix) from error
+    return values if isinstance(values, dict) else {}
 
 
 def _json_lines(path: Path) -> list[Json]:
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end was not written whole
-    return [json.loads(line) for line in whole if line.strip()]
+    return read_metrics(path) if path.exists() else []
 
 
 def render(run: RunFiles) -> str:
@@ -134,7 +143,7 @@ def _scores(results: Json) -> list[Json]:
     perplexities = [(who, side["perplexity"]) for who, side in sides if side.get("perplexity") is not None]
     if perplexities:
         detail = f"{rows:,} rows" if isinstance(rows, int) else ""
-        lines = [{"who": who, "value": f"{value:,.4g}", "detail": detail, "low": None} for who, value in perplexities]
+        lines = [{"who": who, "value": show("", value), "detail": detail, "low": None} for who, value in perplexities]
         scores.append({"title": "Perplexity", "better": "lower is better", "lines": lines})
     return scores
 
