@@ -96,8 +96,9 @@ def near_names(path: Path) -> str:
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
         return f"{folder} cannot be listed; check its permissions"
-    lower = {name.lower(): name for name in names}
-    near = [lower[name] for name in difflib.get_close_matches(wanted.lower(), lower, n=3, cutoff=0.6)]
+    score = {name: difflib.SequenceMatcher(None, wanted.lower(), name.lower()).ratio() for name in names}
+    best = max(score.values(), default=0.0)
+    near = [name for name in names if score[name] >= max(0.6, best - 0.05)][:3]
     if near:
         return f"did you mean {' or '.join(str(folder / name) for name in near)}?"
     place = "the current directory" if str(folder) == "." else str(folder)

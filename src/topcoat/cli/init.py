@@ -1,0 +1,212 @@
+"""topcoat init: a short, commented recipe for a model and a data file, decided from what lies in both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from topcoat.cli.output import make_console, print_json, print_notes
+from topcoat.errors import TopcoatError
+from topcoat.plan.machine import available_memory_bytes
+from topcoat.units import show_bytes, show_count
+
+SMALL = 1_000_000_000  # parameters; below it 4-bit weights save little memory and cost more quality
+ROOM = 0.5  # share of the free memory that frozen weights may take; activations and the rest need the other half
+FEWEST_TO_SPLIT = 20  # rows; a tenth of fewer than this says nothing
+
+QUESTION_ANSWER = (  # columns that plainly are a prompt and its completion
+    ("prompt", "question", "query", "input", "instruction", "source"),
+    ("completion", "answer", "response", "output", "target", "label"),
+)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the files of a model say about it; None where they do not."""
+
+    kind: str
+    parameters: int | None
+    stored_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A line of the recipe and why."""
+
+    line: str
+    reason: str
+
+
+def command(
+    model: Annotated[str, typer.Option(help="model directory, .gguf file or hub id", metavar="PATH")],
+    data: Annotated[str, typer.Option(help="file of rows: .jsonl .json .csv .tsv .parquet", metavar="FILE")],
+    output: Annotated[str | None, typer.Option(help="folder of the run; runs/NAME-OF-DATA if left out")] = None,
+    write: Annotated[Path, typer.Option("-o", "--recipe", help="the recipe to write")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="overwrite the recipe if it is there")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Write a short, commented recipe that trains MODEL on DATA.
+
+    The first rows name the data format; the model's size and the free memory decide how its weights are stored.
+    """
+    from topcoat.files import write_file
+    from topcoat.recipe.load import load_recipe_with_notes, recipe_from_dict
+
+    console = make_console(as_json)
+    if write.exists() and not force:
+        raise TopcoatError(f"{write} is there already", fix="write another one with -o NAME.yaml, or add --force")
+    if write.is_dir():
+        raise TopcoatError(f"{write} is a folder", fix=f"name a file: -o {write / 'recipe.yaml'}")
+    output = output or f"runs/{data_name(data)}"
+    # Wrong paths are said in the recipe loader's words, before anything is read.
+    recipe_from_dict({"model": model, "data": data, "output": output}, "topcoat init")
+    text, facts = recipe_text(model, data, output, command_line=f"topcoat train {write}")
+    write_file(write, text)
+    _, notes = load_recipe_with_notes(write)
+    print_notes(notes, console)
+    console.print(text, markup=False, end="")
+    console.print(f"\nwrote {write}; train with: topcoat train {write}", style="green", markup=False)
+    if as_json:
+        print_json({"ok": True, "recipe": write, "output": output, **facts})
+
+
+def recipe_text(model: str, data: str, output: str, command_line: str) -> tuple[str, dict[str, Any]]:
+    """The recipe as commented YAML, and the facts it was decided from. Raises TopcoatError for unreadable data."""
+    form, count, columns = recognise_rows(data)
+    facts = model_facts(model)
+    storage = choose_storage(facts, available_memory_bytes())
+    size = f"{show_count(facts.parameters)} parameters" if facts.parameters else "size not known yet"
+    held_out = (
+        ("0.1", "share of the rows held out") if count >= FEWEST_TO_SPLIT else ("null", f"{count} rows are too few")
+    )
+    text = f"""\
+# Train with: {command_line}
+# What is left out has a default; the run saves all of them. `topcoat schema` describes every setting.
+model:
+  path: {_scalar(model)}  # {facts.kind}, {size}
+  {storage.line}  # {storage.reason}
+adapter:
+  method: lora
+  r: 16  # width of the update: more learns more and costs more
+  lora_alpha: 32  # strength of the update: scale = lora_alpha / r = 2
+data:
+  train: {_scalar(data)}  # {count:,} rows, format {form}
+{columns}  validation: {held_out[0]}  # {held_out[1]}
+train:
+  epochs: 3
+  batch_size: 16  # examples in one step; how they are split changes only speed and memory
+  learning_rate: auto  # {_rate_reason(facts)}
+output: {_scalar(output)}
+"""
+    return text, {"format": form, "rows": count, "parameters": facts.parameters, "storage": storage.line}
+
+
+def recognise_rows(data: str) -> tuple[str, int, str]:
+    """(format, number of rows, the recipe's line of renamed columns) of a data file.
+
+    Raises TopcoatError naming rows that are none, or columns that nothing reads.
+    """
+    from topcoat.data.row_formats import recognise, to_conversations
+    from topcoat.data.rows import read_rows
+
+    rows = read_rows(data)
+    names = set(rows[0].values)
+    asked, answered = (next((name for name in words if name in names), None) for words in QUESTION_ANSWER)
+    if recognise(names) is None and asked and answered:
+        renamed = {"prompt": asked, "completion": answered}
+        line = f"  columns: {{prompt: {asked}, completion: {answered}}}  # what is asked, and what is to be learnt\n"
+        return to_conversations(rows[:100], "auto", renamed)[0], len(rows), line
+    return to_conversations(rows[:100], "auto", {})[0], len(rows), ""
+
+
+def model_facts(model: str) -> ModelFacts:
+    """Kind and size from config.json and file sizes, or from the GGUF header; nothing is downloaded."""
+    path = Path(model)
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf_facts(path)
+    config = path / "config.json"
+    if not config.is_file():
+        return ModelFacts("hub id", None, None)
+    try:
+        facts = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TopcoatError(f"{config} is not JSON: {error}", str(config), "download the model again") from error
+    kind = str(facts.get("model_type", "unknown")) if isinstance(facts, dict) else "unknown"
+    sizes = [_safetensors_sizes(file) for file in path.glob("*.safetensors")]
+    if not sizes:
+        return ModelFacts(kind, None, None)
+    return ModelFacts(kind, sum(parameters for parameters, _ in sizes), sum(stored for _, stored in sizes))
+
+
+def _safetensors_sizes(file: Path) -> tuple[int, int]:
+    """(parameters, bytes) by the header of a safetensors file: 8 bytes of length, then JSON."""
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), file.stat().st_size)))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise TopcoatError(f"{file.name} is not a safetensors file", str(file), "download the model again") from error
+    parameters = 0
+    for shape in shapes:
+        product = 1
+        for length in shape:
+            product *= length
+        parameters += product
+    return parameters, file.stat().st_size
+
+
+def _gguf_facts(path: Path) -> ModelFacts:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        field = reader.get_field("general.architecture")
+        kind = str(field.contents()) if field else "gguf"
+        parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise TopcoatError(
+            f"{path.name} is not a readable GGUF file: {error}", str(path), "download it again"
+        ) from error
+    return ModelFacts(f"{kind}, GGUF", parameters, path.stat().st_size)
+
+
+def choose_storage(facts: ModelFacts, available: int | None) -> Choice:
+    """How to store the frozen weights: dense where they fit and the model is small, nf4 otherwise."""
+    nf4 = "quantization: {format: nf4, double_quant: true}"
+    dense = "quantization: null"
+    if facts.parameters is None:
+        return Choice(nf4, "4.13 bits a weight; null keeps them dense")
+    dense_bytes = 2 * facts.parameters
+    if available is not None and dense_bytes > ROOM * available:
+        return Choice(nf4, f"dense weights would take {show_bytes(dense_bytes)} of {show_bytes(available)} free")
+    if facts.parameters < SMALL:
+        return Choice(
+            dense, f"dense: at this size 4-bit weights save {show_bytes(1.48 * facts.parameters)} and cost quality"
+        )
+    return Choice(
+        nf4, f"4.13 bits a weight: {show_bytes(0.516 * facts.parameters)} for {show_bytes(dense_bytes)} dense"
+    )
+
+
+def _rate_reason(facts: ModelFacts) -> str:
+    if facts.parameters is None:
+        return "by the model's size"
+    from topcoat.train.schedule import default_learning_rate
+
+    return f"{default_learning_rate('lora', facts.parameters):g} for LoRA at this size"
+
+
+def data_name(data: str) -> str:
+    """ "data/tickets.jsonl.gz" -> "tickets"."""
+    return Path(data).name.split(".")[0] or "run"
+
+
+def _scalar(text: str) -> str:
+    """`text` as a YAML value, in quotes where YAML would read it as something else."""
+    from topcoat.recipe.yaml_text import to_yaml
+
+    return to_yaml({"x": text}).removeprefix("x: ").rstrip("\n")

@@ -1,0 +1,43 @@
+"""Process-wide choices of the verbs that compute, made in this one place and said in one line.
+
+Called before torch or transformers are imported, since both read the environment when they are. What the user has set
+stays as it is, and TOPCOAT_KEEP_ENV=1 keeps all of it.
+
+The allocator is left as it is. Measured on two Xeon cores with AMX (torch 2.13): M_MMAP_MAX=0 saves 8 % of the CPU
+time of a small training step but takes 12 % more memory, and transparent huge pages (THP_MEM_ALLOC_ENABLE) cost both.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console
+
+from topcoat.plan.machine import usable_cores
+from topcoat.recipe.named_files import looks_local
+
+
+def prepare_process(model: str | None, console: Console) -> dict[str, str]:
+    """Set threads and library switches in the environment; `model` is the path or hub id that will be loaded, if any.
+
+    The hub is switched off unless `model` is a hub id. Returns what was set, and prints it.
+    """
+    if os.environ.get("TOPCOAT_KEEP_ENV") == "1":
+        console.print("process: environment kept as it is (TOPCOAT_KEEP_ENV=1)", style="dim")
+        return {}
+    wanted = {
+        "OMP_NUM_THREADS": str(usable_cores()),  # whole cores inside the container's quota: more threads only wait
+        "TOKENIZERS_PARALLELISM": "true",  # said outright, tokenizers stops guessing and warning
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if model is None or looks_local(model):
+        wanted["HF_HUB_OFFLINE"] = "1"
+    made = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(made)
+    if "OMP_NUM_THREADS" in made and "torch" in sys.modules:  # read at import: too late for the variable
+        sys.modules["torch"].set_num_threads(int(made["OMP_NUM_THREADS"]))
+    said = ", ".join(f"{name}={value}" for name, value in made.items()) or "nothing to set"
+    console.print(f"process: {said} (TOPCOAT_KEEP_ENV=1 leaves the environment alone)", style="dim", markup=False)
+    return made

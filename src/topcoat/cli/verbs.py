@@ -1,0 +1,17 @@
+"""The table VERBS: every verb with its line of help. A verb lives in the file of its name, as the function `command`.
+
+The table is all that `topcoat --help` reads; the file is imported when its verb is called.
+"""
+
+from __future__ import annotations
+
+VERBS: dict[str, str] = {
+    "demo": "the whole story on an embedded model and data set, in minutes, on CPU",
+    "init": "write a short, commented recipe for a model and a data file",
+    "train": "train an adapter from a recipe; --resume continues, Ctrl-C saves and stops",
+    "chat": "talk to a model or a finished run in the terminal",
+    "merge": "write base and adapter as one model, with a proof that it computes the same",
+    "quantize": "write a quantized checkpoint that others can read",
+    "doctor": "this machine and what it can do",
+    "schema": "the JSON Schema of a recipe, for editors",
+}
