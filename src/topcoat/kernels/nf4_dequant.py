@@ -3,6 +3,7 @@
 Weights lie in row-major order, two codes to a byte, the first in the high nibble; S weights in a row share one scale
 and a block may cross rows. Three ways compute the same bits: the definition, bitsandbytes' op where that is installed
 (AVX-512 on a CPU, CUDA on a GPU), and a byte -> two values table in plain torch, cut into pieces that stay in cache.
+(One exception: CPUs with AVX512-BF16 turn bf16 numbers below 1.2e-38 into zero.)
 
 NF4: Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, section 3 and appendix E.
 """
@@ -155,7 +156,7 @@ def _quiet_import() -> Iterator[None]:
 
 
 def dequantize_nf4(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor) -> Tensor:
-    """Fills `out` (O, I) with the weights of `packed`, the fastest way that can; every way gives the same bits."""
+    """Fills `out` (O, I) with the weights of `packed`, the fastest way that can."""
     if bitsandbytes_can(packed, block_size, out):
         return dequantize_nf4_bitsandbytes(packed, absmax, block_size, out)
     if out.is_contiguous():

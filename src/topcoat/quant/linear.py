@@ -91,7 +91,7 @@ class FrozenLinear(nn.Module):
         """A dense FrozenLinear on the very weight of `linear`: nothing is copied, and neither trains it."""
         weight = linear.weight.detach()
         name = NAMES[weight.dtype]
-        format = make_format(DenseConfig(format=name))  # type: ignore[arg-type]
+        format = make_format(DenseConfig(format=name))
         state = QuantizedWeight(name, (linear.out_features, linear.in_features), {"weight": weight})
         return cls(state, format, linear.bias, weight.dtype).train(linear.training)
 

@@ -1,0 +1,38 @@
+"""One reused buffer, lent to one reader at a time."""
+
+import pytest
+import torch
+
+from topcoat.kernels.scratch import release_scratch, scratch, scratch_bytes
+
+
+def test_a_borrowed_buffer_is_not_lent_twice():
+    cpu = torch.device("cpu")
+    with scratch((4, 4), torch.float32, cpu) as outer:
+        outer.fill_(1)
+        with scratch((4, 4), torch.float32, cpu) as inner:
+            inner.fill_(2)
+        assert outer.eq(1).all()
+    with scratch((2, 2), torch.float32, cpu) as again:
+        assert again.data_ptr() == outer.data_ptr()
+
+
+def test_the_buffer_is_free_again_after_an_error():
+    cpu = torch.device("cpu")
+    release_scratch()
+    with pytest.raises(RuntimeError, match="stop"), scratch((3,), torch.float32, cpu):
+        raise RuntimeError("stop")
+    with scratch((3,), torch.float32, cpu):
+        pass
+    assert scratch_bytes() == 12
+
+
+def test_it_grows_to_the_largest_and_stays():
+    cpu = torch.device("cpu")
+    release_scratch()
+    for size in (4, 100, 7):
+        with scratch((size,), torch.float32, cpu) as buffer:
+            assert buffer.shape == (size,)
+    assert scratch_bytes() == 400
+    release_scratch()
+    assert scratch_bytes() == 0
