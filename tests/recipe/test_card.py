@@ -55,7 +55,7 @@ def test_the_figures_are_on_the_card():
     for figure in (
         "| exact match (95 % interval) | 0.0 % (0.0 to 3.1 %) | 94.2 % (88.4 to 97.1 %) |",
         "| perplexity | 21.31 | 1.043 |",
-        "Measured on 120 held-out rows.",
+        "The adapter answers 113 of 120 held-out rows exactly, the base answers 0.",
         "| train rows | 1,600 |",
         "| r | 16 |",
         "| learning rate | 0.001 |",

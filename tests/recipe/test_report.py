@@ -66,13 +66,7 @@ def fill(folder: Path) -> Path:
                 "adapter": reference.replace("kettle", "tent").replace("low", "high"),
             },
         ],
-        "data": {
-            "format": "messages",
-            "train_rows": 1600,
-            "validation_rows": 120,
-            "trained_share": 0.317,
-            "dropped": 0,
-        },
+        "data": {"format": "messages", "train_examples": 1600, "validation_examples": 480, "share_trained": 0.317},
     }
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     bill = {
@@ -213,7 +207,8 @@ def test_the_figures_of_the_run_are_on_the_page(page):
         "predicted peak 594.3 MiB",
         "measured peak +2.9 % against the prediction 611.3 MiB",
         "32 %",
-        "train rows 1,600",
+        "train examples 1,600",
+        "480 rows",
         "prompts replayed 8",
         "same answers yes",
         "9d9d9d",
@@ -229,6 +224,17 @@ def test_an_answer_is_marked_by_whether_it_equals_the_reference(page):
     assert text.count("adapter ✓ equal") == 1
     assert text.count("adapter ✗ differs") == 1
     assert text.count("base ✗ differs") == 2
+
+
+def test_of_many_samples_the_wrong_answers_are_shown(tmp_path):
+    samples = [{"prompt": f"prompt {n}", "reference": "r", "base": "b", "adapter": "r"} for n in range(200)]
+    for n in (3, 150, 190):
+        samples[n]["adapter"] = f"wrong {n}"
+    (tmp_path / "results.json").write_text(json.dumps({"rows": 200, "samples": samples}), encoding="utf-8")
+    text = text_of(page_of(tmp_path))
+    assert text.count("prompt ") == 5 + 2
+    assert "The adapter's other answers that differ (2)" in text
+    assert text.index("wrong 3") < text.index("The adapter's other") < text.index("wrong 150") < text.index("wrong 190")
 
 
 @pytest.mark.parametrize("missing", FILES)
@@ -261,6 +267,7 @@ def test_figures_that_were_not_measured_are_left_out(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     text = text_of(page_of(tmp_path))
     assert "Perplexity" in text
+    assert "20 rows" not in text  # `rows` counts the questions of exact match, not the rows of the perplexity
     assert "Exact match" not in text
     assert "Merge" not in text
 

@@ -73,7 +73,7 @@ def _front_matter(run: RunFacts) -> str:
 
 def _scores(results: Mapping[str, Any]) -> str:
     """The table of base against adapter, and the sentence that says what it proves."""
-    rows, match = results.get("rows"), exact_match(results)
+    match = exact_match(results)
     lines = []
     if match:
         cells = [
@@ -87,9 +87,17 @@ def _scores(results: Mapping[str, Any]) -> str:
         lines.append(f"| perplexity | {base} | {adapter} |")
     if not lines:
         return ""
-    measured = f"Measured on {rows} held-out rows." if isinstance(rows, int) else "Measured on held-out rows."
-    said = f"{measured} {match.verdict}" if match else measured
-    return "\n".join(["## Scores", "", said, "", "| | base | adapter |", "| --- | --- | --- |", *lines])
+    return "\n".join(
+        [
+            "## Scores",
+            "",
+            match.verdict if match else "Measured on held-out rows.",
+            "",
+            "| | base | adapter |",
+            "| --- | --- | --- |",
+            *lines,
+        ]
+    )
 
 
 def _use(run: RunFacts) -> str:

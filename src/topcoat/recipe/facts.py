@@ -1,6 +1,7 @@
 """Any nested dict as lines a person can read: ("tokens per s", "1,204"), sizes and durations with their units.
 
-The unit is read from the end of the key (`_bytes`, `_seconds`, `_s`, `_share`), as the project's names carry it.
+The unit is read from the key (`peak_bytes`, `train_seconds`, `elapsed_s`, `share_trained`), as the project's names
+carry it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import Any
 
 from topcoat.units import show_bytes, show_percent, show_seconds
 
-UNITS = {"bytes": show_bytes, "seconds": show_seconds, "s": show_seconds, "share": show_percent}
+UNITS = {"bytes": show_bytes, "seconds": show_seconds, "s": show_seconds}
+MOST_ITEMS = 10
+"""Items of a list that are shown."""
 
 
 def facts(values: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:
@@ -39,9 +42,12 @@ def show(key: str, value: Any) -> str:
         words = str(key).split("_")
         if words[-1] in UNITS and words[-2:-1] != ["per"]:
             return UNITS[words[-1]](value)
+        if "share" in words:
+            return show_percent(value)
         return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(show("", item) for item in value) or "none"
+        more = [f"and {len(value) - MOST_ITEMS:,} more"] if len(value) > MOST_ITEMS else []
+        return ", ".join([show("", item) for item in value[:MOST_ITEMS]] + more) or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {text}" for name, text in facts(value))
     return str(value)

@@ -27,8 +27,10 @@ from topcoat.train.metrics import read_metrics
 from topcoat.units import show_bytes, show_count, show_seconds
 
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
-MOST_SAMPLES = 20
-"""Samples shown; the files hold the rest."""
+FIRST_SAMPLES = 5
+"""Samples shown at once, right or wrong."""
+MOST_MISTAKES = 50
+"""Further answers shown that are not equal to their reference; results.json holds the rest."""
 
 Json = dict[str, Any]
 
@@ -101,7 +103,7 @@ def render(run: RunFiles) -> str:
         speed=_speed(run),
         bill=_bill(run.plan),
         data=list(facts(run.results.get("data") or {})),
-        samples=_samples(run.results),
+        **_samples(run.results),
         growth=_growth(run.samples),
         merge=list(facts(run.results.get("merge") or {})),
         identity=list(facts(run.receipt)),
@@ -134,7 +136,6 @@ def _scores(results: Json) -> list[Json]:
     """One entry for each figure measured, with a line for the base and one for the adapter."""
     sides = [(who, results[who]) for who in ("base", "adapter") if isinstance(results.get(who), Mapping)]
     scores = []
-    rows = results.get("rows")
     match = exact_match(results)
     if match:
         found = [(who, match.base if who == "base" else match.adapter) for who, _ in sides]
@@ -142,6 +143,7 @@ def _scores(results: Json) -> list[Json]:
         scores.append({"title": "Exact match", "better": "higher is better", "lines": lines})
     perplexities = [(who, side["perplexity"]) for who, side in sides if side.get("perplexity") is not None]
     if perplexities:
+        rows = (results.get("data") or {}).get("validation_examples")  # all of them; exact match may ask fewer
         detail = f"{rows:,} rows" if isinstance(rows, int) else ""
         lines = [{"who": who, "value": show("", value), "detail": detail, "low": None} for who, value in perplexities]
         scores.append({"title": "Perplexity", "better": "lower is better", "lines": lines})
@@ -228,19 +230,24 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _samples(results: Json) -> list[Json]:
-    """Prompt and answers of each sample; an answer is marked where there is a reference to compare it with."""
-    shown = []
-    for sample in (results.get("samples") or [])[:MOST_SAMPLES]:
-        reference = _text(sample.get("reference"))
-        answers: list[Json] = [{"who": "reference", "text": reference, "equal": None}] if reference else []
-        for who in ("base", "adapter"):
-            if sample.get(who) is not None:
-                text = _text(sample[who])
-                equal = text.strip() == reference.strip() if reference else None
-                answers.append({"who": who, "text": text, "equal": equal})
-        shown.append({"prompt": _text(sample.get("prompt")), "answers": answers})
-    return shown
+def _samples(results: Json) -> Json:
+    """The first samples, and of the others those that the adapter answers wrongly."""
+    samples = [_sample(sample) for sample in results.get("samples") or []]
+    wrong = [sample for sample in samples[FIRST_SAMPLES:] if sample["answers"][-1]["equal"] is False]
+    return {"samples": samples[:FIRST_SAMPLES], "mistakes": wrong[:MOST_MISTAKES], "mistakes_count": len(wrong)}
+
+
+def _sample(sample: Json) -> Json:
+    """Prompt and answers; an answer is marked where there is a reference to compare it with."""
+    reference = _text(sample.get("reference"))
+    answers: list[Json] = [{"who": "reference", "text": reference, "equal": None}]
+    for who in ("base", "adapter"):
+        if sample.get(who) is not None:
+            text = _text(sample[who])
+            answers.append(
+                {"who": who, "text": text, "equal": text.strip() == reference.strip() if reference else None}
+            )
+    return {"prompt": _text(sample.get("prompt")), "answers": answers}
 
 
 def _growth(samples: list[Json]) -> list[Json]:
@@ -250,4 +257,4 @@ def _growth(samples: list[Json]) -> list[Json]:
         prompt = _text(line.get("prompt"))
         entry = prompts.setdefault(prompt, {"prompt": prompt, "reference": _text(line.get("reference")), "answers": {}})
         entry["answers"][line.get("step", 0)] = _text(line.get("answer"))  # the later line of a step counts
-    return [entry | {"answers": sorted(entry["answers"].items())} for entry in list(prompts.values())[:MOST_SAMPLES]]
+    return [entry | {"answers": sorted(entry["answers"].items())} for entry in prompts.values()]
