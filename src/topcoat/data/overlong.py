@@ -63,7 +63,7 @@ def _refuse(examples: Sequence[Example], long: list[Example], max_length: int, c
     lost = sum(_shorten(e, max_length, "truncate")[0].n_target_tokens - e.n_target_tokens for e in long)
     share = -lost / max(1, sum(example.n_target_tokens for example in examples))
     need = len(longest.input_ids)
-    verb = "example exceeds" if len(long) == 1 else "examples exceed"
+    verb = "examples exceeds" if len(long) == 1 else "examples exceed"
     what = (
         f"{len(long):,} of {len(examples):,} {verb} {max_length:,} tokens and would lose {show_percent(share)} of all"
         f" answer tokens (first: {long[0].row.place}, {len(long[0].input_ids):,} tokens; longest:"

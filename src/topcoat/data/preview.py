@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from topcoat.data.mask import IGNORE_INDEX
 from topcoat.data.render import Example
 
+# Control characters as pictures (ESC -> ␛): data must not steer the terminal it is shown on
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 TRAINED, CONTEXT, SPECIAL = "black on green", "dim", "bold"
 
 
@@ -17,7 +19,7 @@ def preview(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
     """The example in colours: trained tokens on green, context dim, special tokens bold."""
     text = Text(f"{example.row.place}: {len(example.input_ids):,} tokens, {example.n_target_tokens:,} trained\n")
     for piece, trained, special in pieces(example, tokenizer):
-        text.append(piece, f"{TRAINED if trained else CONTEXT}{' ' + SPECIAL if special else ''}")
+        text.append(piece.translate(VISIBLE), f"{TRAINED if trained else CONTEXT}{' ' + SPECIAL if special else ''}")
     return text
 
 
@@ -33,7 +35,7 @@ def plain(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         if trained != inside:
             found.append("«" if trained else "»")
             inside = trained
-        found.append(piece)
+        found.append(piece.translate(VISIBLE))
     return "".join(found) + ("»" if inside else "")
 
 

@@ -24,6 +24,7 @@ from topcoat.data.template import Message, Template
 from topcoat.errors import Refused
 
 NOWHERE = Row({}, "(no file)", 0)
+SENTINEL = "\U0010fff2"  # a private-use character: stands for an answer that is not there yet
 CHUNK = 1024  # rows encoded at once: the tokenizer uses every core on them
 
 
@@ -131,22 +132,23 @@ class Renderer:
         """Ids of the conversation up to the assistant's next answer: what stood in front of it in training.
 
         That is the template's generation prompt, and what the template writes before a plain answer by itself (the
-        empty think block of Qwen3).
+        empty think block of Qwen3). It is cut out of a rendering with an answer, since a prompt that is encoded alone
+        may end in other tokens: a space at its end belongs to the answer's first word.
 
         Raises:
             BadRow: the template refuses the messages.
         """
-        held = list(messages)
-        free = ""
-        if any(self.guard.touches(message["content"]) for message in held):
+        held, free = list(messages), ""
+        if any(self.guard.touches(value) for message in held for value in message.values()):
             held, free = self.guard.escape(held)
-        sentinel = "\U0010fff2"
-        prompt = self.chat.render(held, tools, prompt=True)
-        upto = self.chat.render([*held, {"role": "assistant", "content": sentinel}], tools).partition(sentinel)[0]
-        lead = upto.removeprefix(prompt)
-        text = prompt if upto.startswith(prompt) and not lead.strip() else upto.rstrip(" ")
-        ids = self.guard.encode(text, free)[0] if free else self._tokens([text])[0][0]
-        return self._with_bos(ids)
+        upto, found, _ = self.chat.render([*held, {"role": "assistant", "content": SENTINEL}], tools).rpartition(
+            SENTINEL
+        )
+        if not found:
+            raise BadRow("the chat template leaves out the assistant's turn")
+        text = upto + "The"
+        ids, ends, shifts = self.guard.encode(text, free) if free else (*self._tokens([text])[0], [])
+        return self._with_bos(ids[: bisect_right(ends, shifted(_with_spaces(upto, len(upto)), shifts))])
 
     def _draft(self, conversation: Conversation, row: Row, loss_on: str, encoded: Encoded) -> _Draft:
         if conversation.messages is None:
@@ -161,7 +163,8 @@ class Renderer:
         answers = locate_answers(
             self.chat, lambda: self._skeleton(messages, tools), text, marked, messages, tools, self._stop
         )
-        if any(message["role"] == "assistant" and message["content"].strip() not in text for message in messages):
+        said = (value for m in messages if m["role"] == "assistant" for key, value in m.items() if key != "role")
+        if any(value.strip() not in text for value in said):
             encoded.reshaped.append(row)
         draft = _Draft(row, text, conversation, answers, free)
         if answers[-1].stop == answers[-1].end:
@@ -200,9 +203,9 @@ class Renderer:
             for start, stop in trained_characters(draft.answers, loss_on):
                 # behind the last character comes the stop token, which is always a token of its own
                 behind = bisect_right(ends, shifted(stop, shifts)) + 1
-                first = bisect_right(ends, shifted(start, shifts))
+                first = bisect_right(ends, shifted(_with_spaces(draft.text, start), shifts))
                 labels[first:behind] = ids[first:behind]
-            answer_start = bisect_right(ends, shifted(last.start, shifts))
+            answer_start = bisect_right(ends, shifted(_with_spaces(draft.text, last.start), shifts))
         if not draft.answers or loss_on == "all":
             labels = list(ids)
         if draft.append_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
@@ -279,6 +282,13 @@ class Renderer:
             shape = ""
         names |= set(_any_of(tuple(self._added)).findall(shape))
         return {name: self._added[name] for name in names}
+
+
+def _with_spaces(text: str, start: int) -> int:
+    """`start`, moved in front of the spaces before it: tokenizers write a word together with its space."""
+    while start > 0 and text[start - 1] == " ":
+        start -= 1
+    return start
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
