@@ -109,6 +109,27 @@ def test_a_published_directory_has_files_of_the_umask_even_where_the_writer_made
     assert list(final.parent.iterdir()) == [final]
 
 
+def test_every_file_and_folder_is_synced_before_a_directory_is_published(tmp_path, monkeypatch):
+    real, synced = os.fsync, []
+
+    def fsync(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    def rename(source, target):
+        assert sorted(synced) == sorted(["weights", "sub", "more", source.name])
+        synced.append("renamed")
+        os.replace(source, target)
+
+    with publish_directory(tmp_path / "adapter") as temporary:
+        (temporary / "sub").mkdir()
+        for path in (temporary / "weights", temporary / "sub" / "more"):
+            path.write_text("by a library that does not sync")
+        monkeypatch.setattr(files.os, "fsync", fsync)
+        monkeypatch.setattr(files.os, "rename", rename)
+    assert synced[-2:] == ["renamed", tmp_path.name]
+
+
 def test_an_error_while_publishing_leaves_nothing(tmp_path):
     def fill_half():
         with publish_directory(tmp_path / "adapter") as temporary:
