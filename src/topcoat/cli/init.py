@@ -20,7 +20,7 @@ FEWEST_TO_SPLIT = 20  # rows; a tenth of fewer than this says nothing
 
 QUESTION_ANSWER = (  # columns that plainly are a prompt and its completion
     ("prompt", "question", "query", "input", "instruction", "source"),
-    ("completion", "answer", "response", "output", "target", "label"),
+    ("completion", "answer", "response", "output", "target"),
 )
 
 

@@ -30,9 +30,9 @@ class Synonym:
 
     def places(self) -> set[str]:
         """The sections (dotted, "" is the top) in which it is read."""
-        parts = self.target.split(".")[:-1]
-        own = {".".join(parts[: i + 1]) for i in range(len(parts))}
-        return own | set(self.also) | ({""} if self.at_top else set())
+        own = {self.target.partition(".")[0]} if "." in self.target else {""}
+        inner = {"model.quantization"} if self.target.startswith("model.quantization.") else set()
+        return own | inner | set(self.also) | ({""} if self.at_top else set())
 
 
 def flag(when_true: Values, when_false: Values | None = None) -> Callable[[Any], Values]:
