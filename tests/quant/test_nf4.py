@@ -57,6 +57,21 @@ def test_the_bytes_are_those_of_bitsandbytes_across_pieces(bnb, double_quant):
     assert same_bytes(bnb, weight, 64, double_quant)
 
 
+def test_weights_that_rounding_alone_decides_follow_bitsandbytes(bnb):
+    """Whole blocks code w * (1 / absmax), the short last one w / absmax: some weights fall between the two."""
+    table = torch.tensor(NF4_TABLE)
+    borders = (table[:-1] + table[1:]) / 2
+    scales = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    near = scales * borders  # (20000, 15), within an ulp of a border
+    product, quotient = near * (1.0 / scales), near / scales
+    undecided = (torch.bucketize(product, borders) != torch.bucketize(quotient, borders)).any(1)
+    assert undecided.sum() > 100
+    blocks = torch.cat((scales, near, torch.zeros(20_000, 16)), dim=1)[undecided]  # (blocks, 32)
+    assert same_bytes(bnb, blocks, 32, double_quant=False)
+    for block in blocks[:50]:  # and as the short last block
+        assert same_bytes(bnb, block[None, :17], 32, double_quant=False)
+
+
 def test_the_golden_vector():
     weight = ((torch.arange(64) - 32) / 32).view(1, 64)
     q = Nf4(Nf4Config(double_quant=False)).quantize(weight)

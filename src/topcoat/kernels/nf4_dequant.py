@@ -125,7 +125,7 @@ def _bitsandbytes_kernel(device_type: str) -> bool:
     if device_type not in ("cpu", "cuda") or importlib.util.find_spec("bitsandbytes") is None:
         return False
     try:
-        with _quiet_import():
+        with _quiet_import(), torch.inference_mode(False):  # its tables must not be born as inference tensors
             import bitsandbytes  # noqa: F401  registers torch.ops.bitsandbytes
     except (ImportError, OSError, RuntimeError):  # built for another CUDA, another C library: the plain way serves
         return False
