@@ -8,9 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from topcoat.cli.verbs import VERBS
 from topcoat.recipe.schema import Recipe
 from topcoat.recipe.synonyms import ACCUMULATION, PER_DEVICE, SYNONYMS
 
@@ -21,6 +25,11 @@ SETTINGS_INTRO = """# Settings
 
 A recipe is a YAML file with these keys. What is left out takes the default; an unknown key is an error. On the command
 line a setting is written with dots: `train.epochs=1`. `topcoat schema` prints the same as JSON Schema, for editors.
+"""
+CLI_INTRO = """# Commands
+
+Each verb prints for people on a terminal, and one JSON object with `--json` where it has that option. Exit code 0 is
+done or yes, 1 no or refused, 2 wrong input, 70 a mistake of Topcoat's own, 130 interrupted.
 """
 DECISIONS_INTRO = """# Decisions
 
@@ -133,6 +142,34 @@ def spellings() -> str:
     return "\n".join([*lines, ""])
 
 
+def cli_page() -> str:
+    """Every verb with its arguments and options, from the functions' own signatures."""
+    return "\n".join([CLI_INTRO, *(verb_section(verb, said) for verb, said in VERBS.items())])
+
+
+def verb_section(verb: str, said: str) -> str:
+    """One verb: what it does, how it is written, and a table of what it takes."""
+    app = typer.Typer(add_completion=False)
+    app.command(verb)(import_module(f"topcoat.cli.{verb}").command)
+    command: Any = typer.main.get_command(app)
+    usage, rows, optional = [f"topcoat {verb}"], [], False
+    for parameter in command.params:
+        name = (parameter.metavar or parameter.name.upper()).strip("[].")
+        if parameter.param_type_name == "argument":
+            written, shown = name, f"{name} ..." if parameter.nargs == -1 else name
+        else:
+            written = shown = ", ".join(parameter.opts) + ("" if parameter.is_flag else f" {name}")
+            optional |= not parameter.required
+        if parameter.required:
+            usage.append(shown)
+        elif parameter.param_type_name == "argument":
+            usage.append(f"[{shown}]")
+        rows.append(f"| `{written}` | {' '.join((parameter.help or '').split()).replace('|', '&#124;')} |")
+    usage += ["[OPTIONS]"] if optional else []
+    head = [f"## `topcoat {verb}`", "", f"{said[0].upper()}{said[1:]}.", "", "```", " ".join(usage), "```", ""]
+    return "\n".join([*head, *(["| | |", "| --- | --- |", *rows] if rows else []), ""])
+
+
 def decisions_page(folder: Path) -> str:
     """The decisions in the order of their file names, each by its title."""
     lines = []
@@ -144,8 +181,9 @@ def decisions_page(folder: Path) -> str:
 
 
 def main(docs: Path = DOCS) -> None:
-    """Write reference/settings.md and decisions/index.md under `docs`."""
+    """Write reference/settings.md, reference/cli.md and decisions/index.md under `docs`."""
     for path, text in (
+        (docs / "reference" / "cli.md", cli_page()),
         (docs / "reference" / "settings.md", settings_page()),
         (docs / "decisions" / "index.md", decisions_page(docs / "decisions")),
     ):
