@@ -395,8 +395,9 @@ def test_aliases_may_be_used_and_may_not_explode(load, refused):
         bomb += f"{name}: &{name} [{', '.join([f'*{inner}'] * 9)}]\n"
     [(what, _, _)] = refused(bomb)
     assert what == "an alias (*name) repeats itself without end"
-    [(what, _, _)] = refused("train: " + "[" * 5000)
-    assert what == "the text nests brackets too deeply"
+    for deep in ("train: " + "[" * 5000, "\n".join(" " * depth + "a:" for depth in range(340))):
+        [(what, _, _)] = refused(deep)
+        assert what == "the text nests too deeply"
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_aliases_may_be_used_and_may_not_explode(load, refused):
         (b"- a\n- b", "r.yaml is no recipe: it has no `key: value` lines"),
         (b"model: \xff\xfe", "this is not UTF-8 text"),
         (b"model: \x01", "this is not YAML text: unacceptable character #x0001: special characters are not allowed"),
-        (b"x" * (2**20 + 1), "r.yaml is 1.0 MiB; a recipe is a short YAML file"),
+        (b"x" * (2**16 + 1), "r.yaml is 64.0 KiB; a recipe is a short YAML file"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_said_to_be_none(desk, content, what):

@@ -21,7 +21,7 @@ from topcoat.recipe.written import EXCLUSIVE, Written, read_tree
 from topcoat.recipe.yaml_text import parse_yaml, to_yaml
 from topcoat.units import show_bytes
 
-LARGEST = 2**20  # bytes; a recipe has about a thousand
+LARGEST = 2**16  # bytes; a recipe has about a thousand
 Values = Mapping[str, Any]
 
 

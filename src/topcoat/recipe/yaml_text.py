@@ -19,6 +19,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from topcoat.errors import Problem, TopcoatError
 
 MOST_VALUES = 10_000  # a recipe has about fifty; aliases of aliases can spell billions in a few lines
+DEEPEST = 50  # brackets inside brackets; the parser's time grows with the square of it
 
 
 @dataclass
@@ -35,14 +36,17 @@ def parse_yaml(text: str, name: str) -> Parsed:
 
     Raises TopcoatError with the line for text that is not YAML, tabs, tags and endless aliases.
     """
+    too_deep = TopcoatError("the text nests too deeply", name, "a recipe has three levels")
+    if _depth(text) > DEEPEST:
+        raise too_deep
     yaml = YAML(typ="rt")
     yaml.version = (1, 2)
     yaml.allow_duplicate_keys = True  # the last would win: _twice says all of them instead of the first
     try:
         tree = yaml.load(text)
         twice = _twice(YAML(typ="rt").compose(text), name)
-    except RecursionError as error:
-        raise TopcoatError("the text nests brackets too deeply", name, "a recipe has three levels") from error
+    except RecursionError as error:  # by indentation
+        raise too_deep from error
     except MarkedYAMLError as error:
         raise _explain(error, text, name) from error
     except YAMLError as error:  # a control character: the reader's error has no line
@@ -50,6 +54,18 @@ def parse_yaml(text: str, name: str) -> Parsed:
     parsed = Parsed(None, twice=twice)
     parsed.values = _Plain(parsed.lines, name).convert(tree, (), (), 1)
     return parsed
+
+
+def _depth(text: str) -> int:
+    """How deep [ and { lie inside each other, those in quotes counted too."""
+    depth = deepest = 0
+    for letter in text:
+        if letter in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter in "]}" and depth:
+            depth -= 1
+    return deepest
 
 
 def _twice(root: Any, name: str) -> list[Problem]:
