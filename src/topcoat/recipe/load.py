@@ -6,7 +6,7 @@ No tensor library is imported: a wrong recipe is refused in well under two secon
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def recipe_from_dict_with_notes(
     values: Values, where: str = "python", overrides: Sequence[str] = (), *, check_files: bool = True
 ) -> tuple[Recipe, list[str]]:
     """`recipe_from_dict`, and what reading brought up."""
-    return _finish(read_tree(_plain(values), lambda path: where), overrides, check_files)
+    return _finish(read_tree(_plain(values), _always(where)), overrides, check_files)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -142,12 +142,17 @@ def _read_overrides(overrides: Sequence[str]) -> Written:
         tree: Any = parsed.values
         for part in reversed(parts):
             tree = {part: tree}
-        one = read_tree(tree, lambda path, place=place: place)
+        one = read_tree(tree, _always(place))
         for leaf in one.leaves.values():
             all_written.put(leaf)
         all_written.problems += one.problems
         all_written.notes += one.notes
     return all_written
+
+
+def _always(place: str) -> Callable[[tuple[str, ...]], str]:
+    """Where every key stands, for a source without lines."""
+    return lambda path: place
 
 
 def _plain(values: Any) -> Any:
