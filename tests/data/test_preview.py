@@ -23,6 +23,10 @@ def test_plain_text_marks_what_is_trained(chatml):
     )
 
 
+def test_the_first_token_of_an_example_is_context_since_nothing_predicts_it(chatml):
+    assert plain(chatml.renderer.encode(Conversation(text="1 2")), chatml.tokenizer) == "1« 2<|im_end|>»"
+
+
 def test_colours_mark_what_is_trained(chatml):
     text = preview(chatml.renderer.encode(Conversation(messages=TWO)), chatml.tokenizer)
     trained = [text.plain[span.start : span.end] for span in text.spans if TRAINED in str(span.style)]

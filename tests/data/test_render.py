@@ -187,6 +187,24 @@ def test_many_rows_encode_as_one_by_one(chat):
     assert together == [chat.renderer.encode(c) for c in many]
 
 
+def test_a_conversation_is_rendered_once(chat_of, monkeypatch):
+    """The template's skeleton is found once for each sequence of roles; a row costs one rendering, stripped or not."""
+    llama = chat_of("llama3")
+    renderer = Renderer(llama.tokenizer)
+    calls = []
+    render = renderer.chat.render_marked
+    monkeypatch.setattr(renderer.chat, "render_marked", lambda *args, **kw: calls.append(1) or render(*args, **kw))
+    many = [Conversation(messages=[{**m, "content": f" {m['content']}\n {i}"} for m in TWO]) for i in range(9)]
+    renderer.encode_many(many, [llama.renderer.encode(many[0]).row] * 9, "assistant")
+    assert len(calls) == 10
+
+
+def test_white_space_a_header_token_takes_with_it_does_not_train_the_header(chat_of):
+    phi = chat_of("phi3")
+    example = phi.renderer.encode(Conversation(messages=[TWO[0], {"role": "assistant", "content": "\r\n"}]))
+    assert phi.tokenizer.decode(trained_runs(example)[0]) == "<|end|>"
+
+
 # Reasoning
 
 

@@ -76,6 +76,12 @@ def test_columns_rename(write):
     assert one(write, row, columns=columns) == CHAT
 
 
+def test_a_renamed_field_is_missing_where_its_column_is(write):
+    rows = [{"question": "Hello", "completion": "Hi"}, {"prompt": "of another kind", "completion": "Hi"}]
+    said = complaint(write, *rows, form="prompt_completion", columns={"prompt": "question"})
+    assert said == 'a.jsonl line 2: "prompt" is missing; the row has completion'
+
+
 def complaint(write, *rows, form="auto", columns=None) -> str:
     with pytest.raises(TopcoatError) as caught:
         to_conversations(read_rows(write("a.jsonl", rows)), form, columns or {})

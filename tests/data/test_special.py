@@ -12,7 +12,7 @@ from topcoat.data.conversation import BadRow
 from topcoat.data.special import MARK, Guard, shifted
 
 TEXT = [
-    "The user asks a question and the assistant answers it. What is the capital of France? It is Paris. <| a b | > end <s"
+    "The user asks a question and the assistant answers it. What is the capital? It is Paris. <| a b | > end <s"
 ] * 3
 STOP = "<|end|>"
 

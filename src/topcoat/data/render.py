@@ -96,6 +96,7 @@ class Renderer:
         if self.eos_id is not None:
             self.stop_ids.add(self.eos_id)
         self.guard = Guard(tokenizer, self._protected())
+        self._special_ids = set(self.guard.special.values())
 
     def encode(self, conversation: Conversation, loss_on: str = "assistant", row: Row = NOWHERE) -> Example:
         """One conversation as an Example.
@@ -203,9 +204,9 @@ class Renderer:
             for start, stop in trained_characters(draft.answers, loss_on):
                 # behind the last character comes the stop token, which is always a token of its own
                 behind = bisect_right(ends, shifted(stop, shifts)) + 1
-                first = bisect_right(ends, shifted(_with_spaces(draft.text, start), shifts))
+                first = self._first(ids, ends, shifted(_with_spaces(draft.text, start), shifts))
                 labels[first:behind] = ids[first:behind]
-            answer_start = bisect_right(ends, shifted(_with_spaces(draft.text, last.start), shifts))
+            answer_start = self._first(ids, ends, shifted(_with_spaces(draft.text, last.start), shifts))
         if not draft.answers or loss_on == "all":
             labels = list(ids)
         if draft.append_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
@@ -218,6 +219,16 @@ class Renderer:
             return Example(with_bos, labels, draft.row)
         messages = draft.conversation.messages
         return Example(with_bos, labels, draft.row, messages[: last.turn], messages[last.turn]["content"], answer_start)
+
+    def _first(self, ids: list[int], ends: list[int], start: int) -> int:
+        """The first token of the text at `start`: the first that ends behind it.
+
+        A special token that begins before `start` is the template's, though it may end behind: Phi-3's <|assistant|>
+        takes the white space that follows with it, and an answer's own with that.
+        """
+        at = bisect_right(ends, start)
+        swallowed = 0 < at < len(ids) and ends[at - 1] < start and ids[at] in self._special_ids
+        return at + 1 if swallowed else at
 
     def _check_stop(self, answer: Answer, ids: list[int], ends: list[int], shifts: list[tuple[int, int]]) -> None:
         if answer.stop == answer.end:

@@ -69,7 +69,7 @@ class Guard:
             gained += len(name) - len(match[0])
             shifts.append((at, gained))
         encoding = self._renamed.encode("".join([*pieces, text[at:]]), add_special_tokens=False)
-        return [self._ids.get(i, i) for i in encoding.ids], [end for _, end in encoding.offsets], shifts
+        return encoding.ids, [end for _, end in encoding.offsets], shifts
 
     def restore(self, text: str, free: str) -> str:
         """`text` with the placeholders put back to what they stand for."""
@@ -77,7 +77,7 @@ class Guard:
 
     @cached_property
     def _renamed(self) -> Tokenizer:
-        """The model's tokenizer with private names for its special tokens."""
+        """The model's tokenizer with private names for its special tokens, each under the id it has."""
         spec: dict[str, Any] = json.loads(self._tokenizer.backend_tokenizer.to_str())
         private = {text: f"{MARK}{i}{MARK}" for text, i in self.special.items()}
         for token in spec["added_tokens"]:
@@ -90,16 +90,6 @@ class Guard:
             spec["model"]["vocab"] = [[private.get(text, text), score] for text, score in vocab]
         spec["post_processor"] = spec["truncation"] = spec["padding"] = None
         return Tokenizer.from_str(json.dumps(spec))
-
-    @cached_property
-    def _ids(self) -> dict[int, int]:
-        """Ids the second tokenizer dealt out anew -> the model's ids. Usually empty."""
-        private = {text: f"{MARK}{i}{MARK}" for text, i in self.special.items()}
-        added = self._tokenizer.get_added_vocab()
-        pairs = (
-            (self._renamed.token_to_id(private.get(text, text)), i) for text, i in {**added, **self.special}.items()
-        )
-        return {new: old for new, old in pairs if new is not None and new != old}
 
 
 def shifted(position: int, shifts: list[tuple[int, int]]) -> int:
