@@ -1,8 +1,8 @@
 """A fast tokenizer from GGUF metadata, including the pre-tokenizer that `tokenizer.ggml.pre` names.
 
 Two kinds. "gpt2": byte-level BPE, whose text is split by a rule before any merge; the file holds only the rule's name
-(transformers' own converter knows few of them, and gets SmolLM's single digits wrong). "llama": SentencePiece BPE,
-whose merges are recovered from the scores. The rules are those of llama.cpp (src/llama-vocab.cpp) and of the tokenizer.json
+(transformers' own converter knows few of them, and cuts SmolLM's digits wrongly). "llama": SentencePiece BPE, whose
+merges are recovered from the scores. The rules are those of llama.cpp (src/llama-vocab.cpp) and of the tokenizer.json
 each was taken from; a name that is not in the table is an error, never a guess.
 """
 

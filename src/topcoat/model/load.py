@@ -13,7 +13,8 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from topcoat.errors import TopcoatError
-from topcoat.model.families import attention_softcap
+from topcoat.model.attention import NAME, register
+from topcoat.model.families import FAMILIES, attention_softcap
 from topcoat.model.fill import fill
 from topcoat.model.identity import Identity, hash_config, hash_text, hash_tokenizer
 from topcoat.model.settings import ModelSettings
@@ -126,16 +127,26 @@ def _has_native_bf16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")
 
 
 def resolve_attention(settings: ModelSettings, config: PretrainedConfig) -> str:
-    """The name of the attention implementation, as transformers registers it.
+    """The name of the attention implementation, as transformers registers it; auto is topcoat where it is known to fit.
 
-    Raises TopcoatError where the one asked for would leave out the model's score soft cap (P08).
+    Raises TopcoatError where the one asked for would compute something else than the architecture (P08).
     """
     capped = attention_softcap(config) is not None
+    dropout = float(getattr(config, "attention_dropout", 0.0) or 0.0)
+    fits = config.model_type in FAMILIES and not dropout
+    register()
     if settings.attention == "auto":
-        return "eager" if capped else "sdpa"
+        return NAME if fits else "eager" if capped else "sdpa"
     if settings.attention == "sdpa" and capped:
         raise TopcoatError(
             f"sdpa would leave out the attention soft cap of {config.model_type}",
+            where="model.attention",
+            fix="use attention: auto",
+        )
+    if settings.attention == NAME and not fits:
+        why = f"drops attention weights ({dropout})" if dropout else "is not one of the families it is proved on"
+        raise TopcoatError(
+            f"attention: topcoat does not compute {config.model_type}, which {why}",
             where="model.attention",
             fix="use attention: auto",
         )
