@@ -173,9 +173,7 @@ def _place(
     for name, kind, shape, offset in described:
         block, width = GGML_QUANT_SIZES[kind]
         if shape[-1] % block:
-            raise reader.bad(
-                f"tensor {name} has rows of {shape[-1]} weights, no multiple of {kind.name}'s block of {block}"
-            )
+            raise reader.bad(f"tensor {name} has rows of {shape[-1]} weights, not whole {kind.name} blocks of {block}")
         entries.append(GgufEntry(name, kind, shape, start + offset, math.prod(shape) // block * width))
     entries.sort(key=lambda entry: entry.offset)
     end, seen = start, set()
@@ -186,6 +184,6 @@ def _place(
             raise reader.bad(f"tensor {entry.name} overlaps another tensor")
         seen.add(entry.name)
         end = entry.offset + entry.n_bytes
-    if end > size:
+    if entries and end > size:
         raise truncated(reader.path, end, size)
     return tuple(entries)

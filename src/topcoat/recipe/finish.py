@@ -70,7 +70,7 @@ def finish(
             {"prompt": q.prompt, "reference": q.reference, "base": b, "adapter": a}
             for q, b, a in zip(questions, before.answers, tuned.answers, strict=True)
         ],
-        "data": data.report.as_dict(),
+        "data": data.report.to_dict(),
     }
     write_json(folder.results, results)
     write_json(folder.plan, plan.bill.as_json() | {"measured_peak_bytes": peak_memory_bytes(base.device)})

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from topcoat.adapters.attach import Adapters
+from topcoat.data.batches import Batch, StepPlan, micro_batches, worst_batch
 from topcoat.data.load import Dataset
 from topcoat.errors import TopcoatError
 from topcoat.kernels.linear_cross_entropy import CHUNK_ROWS
@@ -19,18 +20,43 @@ from topcoat.recipe.load import load_recipe
 from topcoat.recipe.receipt import require_same_recipe
 from topcoat.recipe.schema import Recipe
 from topcoat.train.schedule import default_learning_rate
-from topcoat.train.steps import StepPlan
 from topcoat.units import show_bytes, show_count
 
 MICRO_BATCH_TOKENS = 2048  # enough rows that a product is bound by arithmetic, on CPU and GPU (engine study, 2.6)
 EVALUATIONS = 4  # a run, where the recipe does not say
 
 
+class RunSteps:
+    """The run's data as the loop sees it: a step's micro batches, made when they are asked for."""
+
+    def __init__(self, data: Dataset, recipe: Recipe, budget_tokens: int) -> None:
+        settings = recipe.train
+        self.examples, self.budget, self.packing = data.train, budget_tokens, recipe.data.packing
+        self.plan = StepPlan(
+            [len(example.input_ids) for example in data.train],
+            seed=recipe.seed,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens,
+        )
+        self.total = self.plan.total_steps
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The examples of optimizer step `step`, packed or padded."""
+        indices = self.plan.step_examples(step)
+        return micro_batches(self.examples, indices, budget_tokens=self.budget, packing=self.packing)
+
+    def worst(self) -> Batch:
+        """The largest micro batch of the run."""
+        return worst_batch(self.plan, self.examples, budget_tokens=self.budget, packing=self.packing)
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """What was decided where the recipe left it open, and the bill."""
 
-    steps: StepPlan
+    steps: RunSteps
     bill: Bill
     learning_rate: float
     micro_batch_tokens: int
@@ -89,7 +115,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     settings = recipe.train
     micro = settings.micro_batch_tokens
     budget = max(MICRO_BATCH_TOKENS, data.max_length) if micro == "auto" else micro
-    steps = StepPlan(data, settings, recipe.seed, budget)
+    steps = RunSteps(data, recipe, budget)
     rate = settings.learning_rate
     if rate == "auto":
         rate = default_learning_rate(recipe.adapter.method, base_parameters(base, adapters))

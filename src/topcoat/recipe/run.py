@@ -14,6 +14,7 @@ from pathlib import Path
 
 from topcoat.adapters.attach import attach
 from topcoat.data.load import load_data
+from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
 from topcoat.files import RunLock
 from topcoat.model.load import load_model
@@ -66,8 +67,16 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
         listener.show(plan.table(recipe, base, adapters, data))
         listener.show(data.report)
-        listener.show(data.preview())
-        scorer = Scorer(base, data, recipe.evaluate, plan.micro_batch_tokens, stop.check)
+        listener.show(preview(data.train[0], base.tokenizer))
+        scorer = Scorer(
+            base,
+            adapters,
+            data,
+            recipe.evaluate,
+            budget_tokens=plan.micro_batch_tokens,
+            packing=recipe.data.packing,
+            check=stop.check,
+        )
         training = prepare(folder, recipe, base, adapters, data, plan, scorer, stop, listener)
         scored = training.base_scores(listener)  # before anything is trained; kept for a resume
         began = time.perf_counter()

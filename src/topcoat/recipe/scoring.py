@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topcoat.adapters.attach import Adapters
-from topcoat.data.batches import Batch
+from topcoat.data.batches import Batch, micro_batches
 from topcoat.data.load import Dataset
 from topcoat.data.render import Example
 from topcoat.evaluate.answers import Question, answer, exact_match
@@ -40,14 +40,19 @@ class Scorer:
         adapters: Adapters,
         data: Dataset,
         settings: EvaluateSettings,
+        *,
         budget_tokens: int,
+        packing: bool,
         check: Callable[[], None],
     ) -> None:
         """`check` is called often and may raise to leave."""
         self.base, self.settings, self.check = base, settings, check
         self.loss_of, self.precision = make_loss(base, adapters), precision(base, adapters)
-        self.batches: list[Batch] = data.micro_batches(data.validation, budget_tokens)
-        self.some: list[Batch] = data.micro_batches(data.validation[: settings.rows], budget_tokens)
+        rows = data.validation
+        self.batches, self.some = (
+            micro_batches(rows, range(n), budget_tokens=budget_tokens, packing=packing) if n else []
+            for n in (len(rows), min(len(rows), settings.rows))
+        )
         self.stop_ids = data.renderer.stop_ids
         asked = [question(e, base) for e in data.validation if e.answer_start is not None]
         self.questions = asked[: settings.rows] if "exact_match" in settings.metrics else asked[: settings.samples]

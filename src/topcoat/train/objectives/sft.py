@@ -7,27 +7,33 @@ exist at once. A document's first token has nothing before it and is never a tar
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from topcoat.data.batches import IGNORE_INDEX, Batch
 from topcoat.kernels.linear_cross_entropy import linear_cross_entropy
 from topcoat.model.attention import attention_inputs
-from topcoat.model.families import head_of
+from topcoat.model.head import plain_head
 
 
 def sft(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The summed loss of `batch`'s target tokens, a float32 scalar; `batch.n_target_tokens` says how many."""
     positions, targets = target_positions(batch)
-    inputs = attention_inputs(model, batch.input_ids, batch.position_ids, batch.spans)
-    head = head_of(model)
-    if head is None:  # an architecture whose head does more than multiply: its own logits, then the definition
+    batch = batch.to(model.device)
+    positions, targets = positions.to(model.device), targets.to(model.device)
+    inputs = attention_inputs(model, batch.input_ids, batch.position_ids, spans(batch))
+    head = plain_head(model)
+    if head is None:  # a head that does more than multiply and cap: the model's own logits, then the definition
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[positions]
-        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
     hidden = head.decoder(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # (B * T, D)
-    rows = hidden.index_select(0, positions).to(head.weight.dtype)
-    return linear_cross_entropy(rows, head.weight, targets, head.softcap)
+    rows = hidden.index_select(0, positions)  # (N, D)
+    weight = head.linear.weight
+    return linear_cross_entropy(rows.to(weight.dtype), weight, targets, head.softcap)
 
 
 def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -35,7 +41,15 @@ def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
     following = batch.labels[:, 1:]
     counts = (following != IGNORE_INDEX) & (batch.position_ids[:, 1:] != 0)
     B, T = batch.labels.shape
-    positions = torch.arange(B * T).view(B, T)[:, :-1]
+    positions = torch.arange(B * T, device=following.device).view(B, T)[:, :-1]
     return positions[counts], following[counts]
 
 
+def spans(batch: Batch) -> list[tuple[int, int]]:
+    """(start, length) of every document in the flat (B * T,) batch."""
+    if batch.cu_seqlens is not None:
+        borders = batch.cu_seqlens.tolist()
+        return [(a, b - a) for a, b in pairwise(borders)]
+    assert batch.attention_mask is not None
+    T = batch.input_ids.shape[1]
+    return [(row * T, n) for row, n in enumerate(batch.attention_mask.sum(1).tolist())]

@@ -1,0 +1,87 @@
+"""Topcoat: fine-tune language models with LoRA, QLoRA and their relatives, and prove that it holds.
+
+    import topcoat
+
+    result = topcoat.train("recipe.yaml")                            # the whole run
+    base = topcoat.load("path/to/model")                            # a frozen model
+    adapters = topcoat.attach(base.model, topcoat.LoraConfig(r=8))  # for people who own their loop
+    topcoat.merge(result.folder)
+
+Names are looked up when they are first used, so that `import topcoat` costs nothing and does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topcoat.adapters.attach import Adapters, attach
+    from topcoat.adapters.files import load_adapter, save_adapter
+    from topcoat.adapters.settings import FullConfig, LoraConfig
+    from topcoat.api import load, merge, train
+    from topcoat.data.settings import DataSettings
+    from topcoat.errors import Interrupted, Refused, TopcoatError
+    from topcoat.evaluate.settings import EvaluateSettings
+    from topcoat.model.load import Base
+    from topcoat.model.settings import ModelSettings
+    from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
+    from topcoat.recipe.load import load_recipe
+    from topcoat.recipe.schema import Recipe
+    from topcoat.train.settings import TrainSettings
+
+_WHERE = {
+    "Adapters": "adapters.attach",
+    "Base": "model.load",
+    "DataSettings": "data.settings",
+    "DenseConfig": "quant.settings",
+    "EvaluateSettings": "evaluate.settings",
+    "FullConfig": "adapters.settings",
+    "Int8Config": "quant.settings",
+    "Interrupted": "errors",
+    "LoraConfig": "adapters.settings",
+    "ModelSettings": "model.settings",
+    "Nf4Config": "quant.settings",
+    "Recipe": "recipe.schema",
+    "Refused": "errors",
+    "TopcoatError": "errors",
+    "TrainSettings": "train.settings",
+    "attach": "adapters.attach",
+    "load": "api",
+    "load_adapter": "adapters.files",
+    "load_recipe": "recipe.load",
+    "merge": "api",
+    "save_adapter": "adapters.files",
+    "train": "api",
+}
+
+__all__ = [
+    "Adapters",
+    "Base",
+    "DataSettings",
+    "DenseConfig",
+    "EvaluateSettings",
+    "FullConfig",
+    "Int8Config",
+    "Interrupted",
+    "LoraConfig",
+    "ModelSettings",
+    "Nf4Config",
+    "Recipe",
+    "Refused",
+    "TopcoatError",
+    "TrainSettings",
+    "attach",
+    "load",
+    "load_adapter",
+    "load_recipe",
+    "merge",
+    "save_adapter",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"topcoat has no {name!r}")
+    return getattr(import_module(f"topcoat.{_WHERE[name]}"), name)

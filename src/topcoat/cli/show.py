@@ -1,0 +1,79 @@
+"""The end of a run for people: scores before and after, answers side by side, where the files are, what to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from topcoat.recipe.folder import RunFolder, read_json
+from topcoat.recipe.run import Result
+from topcoat.recipe.scoring import Scores
+
+
+def score_table(result: Result) -> Table:
+    """Base against adapter."""
+    table = Table(title="scores on the held-out rows", title_justify="left")
+    table.add_column("")
+    table.add_column("base", justify="right")
+    table.add_column("tuned", justify="right")
+    for name, show in (("perplexity", _number), ("exact_match", _share)):
+        before, after = (getattr(scores, name) for scores in (result.base, result.tuned))
+        if before is not None or after is not None:
+            table.add_row(name.replace("_", " "), show(before), f"[green]{show(after)}[/]")
+    return table
+
+
+def comparison(folder: Path, most: int) -> RenderableType:
+    """The first held-out prompts with the reference and both answers, side by side."""
+    samples = read_json(RunFolder(folder).results)["samples"][:most]
+    table = Table(show_lines=True, expand=True)
+    for column in ("prompt", "before", "after", "reference"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for sample in samples:
+        right = sample["adapter"].strip() == sample["reference"].strip()
+        table.add_row(
+            Text(sample["prompt"]),
+            Text(_short(sample["base"]), style="dim"),
+            Text(_short(sample["adapter"]), style="green" if right else "yellow"),
+            Text(sample["reference"]),
+        )
+    return table if samples else Group()
+
+
+def next_steps(result: Result) -> Group:
+    """Where the files are, and the commands that come next."""
+    folder = result.folder
+    return Group(
+        Text(f"run      {folder}"),
+        Text(f"adapter  {result.adapter}"),
+        Text(f"report   {folder / 'report.html'}"),
+        Text(),
+        Text("next"),
+        Text(f"  topcoat chat {folder}      talk to it; /adapter off compares with the base"),
+        Text(f"  topcoat merge {folder}     one model from base and adapter, proved"),
+    )
+
+
+def scores_line(label: str, scores: Scores) -> str:
+    """One line with what was measured."""
+    parts = []
+    if scores.exact_match is not None:
+        parts.append(f"exact match {_share(scores.exact_match)}")
+    if scores.perplexity is not None:
+        parts.append(f"perplexity {_number(scores.perplexity)}")
+    return f"{label}: {', '.join(parts) or 'nothing to measure without validation rows'}"
+
+
+def _short(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else text[:most] + " …"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,74 @@
+"""config.json: what cannot be used is refused by name, and no code of the repository runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from topcoat.errors import TopcoatError
+from topcoat.model.config_json import read_config
+from topcoat.model.load import load_model
+from topcoat.model.settings import ModelSettings
+from topcoat.model.tiny import save_tiny
+
+
+def edit(folder, **fields):
+    save_tiny(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return folder
+
+
+MARKER = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+
+
+def test_code_in_the_repository_is_not_run(tmp_path):
+    edit(
+        tmp_path,
+        model_type="mystery",
+        auto_map={"AutoConfig": "modeling_x.Config", "AutoModelForCausalLM": "modeling_x.M"},
+    )
+    (tmp_path / "modeling_x.py").write_text(MARKER)
+    with pytest.raises(TopcoatError, match=r"needs its own code \(modeling_x\.py\); it is not run"):
+        load_model(ModelSettings(path=str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_native_architecture_loads_and_its_auto_map_is_not_run(tmp_path):
+    edit(tmp_path, auto_map={"AutoConfig": "modeling_x.Config", "AutoModelForCausalLM": "modeling_x.M"})
+    (tmp_path / "modeling_x.py").write_text(MARKER)
+    base = load_model(ModelSettings(path=str(tmp_path), device="cpu"))
+    assert type(base.model).__module__.startswith("transformers.")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "mystery"}, "transformers has no architecture 'mystery'"),
+        ({"model_type": None}, "names no model_type"),
+        ({"model_type": "t5"}, "t5 is not a causal language model"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized by another tool \(gptq\)"),
+        ({"vision_config": {}}, "is a multimodal model"),
+        ({"hidden_size": "many"}, "the model config is not valid"),
+    ],
+)
+def test_an_unusable_config_is_named(tmp_path, fields, message):
+    with pytest.raises(TopcoatError, match=message) as caught:
+        read_config(edit(tmp_path, **fields))
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not readable JSON"), ("[]", "not a JSON object")])
+def test_a_config_that_is_no_json_object_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(TopcoatError, match=message):
+        read_config(tmp_path)
+
+
+def test_an_adapter_directory_is_not_a_model(tmp_path):
+    with pytest.raises(TopcoatError, match=r"there is no config\.json here"):
+        read_config(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(TopcoatError, match="this is an adapter, not a model"):
+        read_config(tmp_path)
