@@ -12,9 +12,10 @@ import topcoat.errors
 SOURCE = Path(topcoat.errors.__file__).parent
 LAYERS = (  # top to bottom; folders that share a line do not import each other, except cli and demo
     {"cli", "demo"},
-    {"recipe"},
-    {"plan", "evaluate", "export"},
-    {"train"},
+    {"runs"},
+    {"recipe", "report"},
+    {"planning", "evaluation", "exporting"},
+    {"training"},
     {"data"},
     {"model"},
     {"adapters"},

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from topcoat.api import load, merge, train
     from topcoat.data.settings import DataSettings
     from topcoat.errors import Interrupted, Refused, TopcoatError
-    from topcoat.evaluate.settings import EvaluateSettings
+    from topcoat.evaluation.settings import EvaluateSettings
     from topcoat.model.load import Base
     from topcoat.model.settings import ModelSettings
     from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
     from topcoat.recipe.load import load_recipe
     from topcoat.recipe.schema import Recipe
-    from topcoat.train.settings import TrainSettings
+    from topcoat.training.settings import TrainSettings
 
 _WHERE = {
     "Adapters": "adapters.attach",
     "Base": "model.load",
     "DataSettings": "data.settings",
     "DenseConfig": "quant.settings",
-    "EvaluateSettings": "evaluate.settings",
+    "EvaluateSettings": "evaluation.settings",
     "FullConfig": "adapters.settings",
     "Int8Config": "quant.settings",
     "Interrupted": "errors",
@@ -45,7 +45,7 @@ _WHERE = {
     "Recipe": "recipe.schema",
     "Refused": "errors",
     "TopcoatError": "errors",
-    "TrainSettings": "train.settings",
+    "TrainSettings": "training.settings",
     "attach": "adapters.attach",
     "load": "api",
     "load_adapter": "adapters.files",

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from topcoat.export.proof import Proof
+from topcoat.exporting.proof import Proof
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
-from topcoat.recipe.listener import Listener
 from topcoat.recipe.load import load_recipe, recipe_from_dict
-from topcoat.recipe.merging import merge_run
-from topcoat.recipe.run import Result, run
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.listener import Listener
+from topcoat.runs.merging import merge_run
+from topcoat.runs.run import Result, run
 
 
 def train(

@@ -3,7 +3,7 @@
 import dataclasses
 
 from topcoat.cli import doctor
-from topcoat.plan.machine import machine
+from topcoat.planning.machine import machine
 
 
 def test_doctor_says_the_machine(topcoat):

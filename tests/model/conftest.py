@@ -11,8 +11,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from topcoat.model.tiny import tiny_tokenizer
 from transformers import PreTrainedModel
+
+from topcoat.model.tiny import tiny_tokenizer
 
 ARCHITECTURES = {"gemma3_text": "gemma3", "gpt_neox": "gptneox"}
 

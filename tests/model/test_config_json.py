@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from topcoat.errors import TopcoatError
 from topcoat.model.config_json import read_config
 from topcoat.model.load import load_model

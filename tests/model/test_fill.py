@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
 from topcoat.errors import TopcoatError
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.model.tiny import save_tiny
-from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
 
 IDS = torch.arange(3, 40)[None]
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from torch.testing import assert_close
+from transformers import PreTrainedModel
+
 from topcoat.errors import TopcoatError
 from topcoat.model.gguf_source import GgufSource
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.model.tiny import tiny_model, tiny_tokenizer
-from torch.testing import assert_close
-from transformers import PreTrainedModel
 
 IDS = torch.arange(3, 60)[None]
 FAMILIES = {

@@ -6,6 +6,7 @@ import json
 
 import torch
 from safetensors.torch import load_file, save_file
+
 from topcoat.model.identity import Identity, hash_config, hash_tokenizer, mismatch
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from topcoat.errors import TopcoatError
 from topcoat.model.gguf_source import GgufSource
 from topcoat.model.safetensors_source import DirectorySource
@@ -23,7 +24,7 @@ def test_a_local_directory_wins_over_a_hub_id_of_the_same_spelling(tmp_path, mon
 
 
 def test_a_path_that_is_nowhere_and_no_hub_id_is_named():
-    with pytest.raises(TopcoatError, match="no such file or directory: ./models/none/x") as caught:
+    with pytest.raises(TopcoatError, match=r"no such file or directory: \./models/none/x") as caught:
         open_source(ModelSettings(path="./models/none/x"))
     assert "model.path" in str(caught.value)
 

@@ -8,9 +8,10 @@ import time
 
 import pytest
 import torch
+from transformers import AutoTokenizer
+
 from topcoat.model.families import FAMILIES, attention_softcap, blocks_of, family_of, logit_softcap
 from topcoat.model.tiny import TINY_TYPES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
-from transformers import AutoTokenizer
 
 
 @pytest.mark.parametrize("model_type", TINY_TYPES)
@@ -27,7 +28,7 @@ def test_building_a_model_draws_no_global_random_numbers():
 
 
 def test_the_tokenizer_is_the_same_in_every_process():
-    code = "from topcoat.model.tiny import _trained_bpe; import hashlib; print(hashlib.sha256(_trained_bpe().encode()).hexdigest())"
+    code = "from topcoat.model import identity, tiny; print(identity.hash_tokenizer(tiny.tiny_tokenizer()))"
     runs = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(2)

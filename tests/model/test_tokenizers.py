@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
+
 from topcoat.errors import TopcoatError
 from topcoat.model.tiny import save_tiny, tiny_tokenizer
 from topcoat.model.tokenizers import CHATML, check_vocabulary, load_tokenizer, set_chat_template
@@ -20,7 +21,7 @@ def test_tokenizer_json_is_taken_as_it_stands(tmp_path):
     backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     text = "it's 12345, or 6?"
     assert load_tokenizer(tmp_path)(text).input_ids == backend.encode(text).ids
-    assert backend.encode(text).ids != tiny_tokenizer()(text).input_ids or models and pre_tokenizers
+    assert backend.encode(text).ids != tiny_tokenizer()(text).input_ids
 
 
 def test_a_directory_without_a_tokenizer_says_so(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from topcoat.errors import TopcoatError
 from topcoat.recipe.fields import accepts, choices, dotted, leaves
 from topcoat.recipe.load import recipe_from_dict, recipe_from_dict_with_notes
-from topcoat.train.settings import TrainSettings
+from topcoat.training.settings import TrainSettings
 
 LEAVES = sorted(leaves())
 NUMBERS = [path for path in LEAVES if accepts(path, "number") and not choices(path)] + [

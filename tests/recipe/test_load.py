@@ -16,7 +16,7 @@ from topcoat.quant.settings import Int8Config, Nf4Config
 from topcoat.recipe.fields import leaves
 from topcoat.recipe.load import dump_recipe, load_recipe, recipe_from_dict
 from topcoat.recipe.schema import Recipe
-from topcoat.train.settings import TrainSettings
+from topcoat.training.settings import TrainSettings
 
 SMALL = {"model": "x/y", "data": "rows.jsonl", "output": "runs/x"}
 

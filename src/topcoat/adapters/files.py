@@ -120,10 +120,14 @@ def read_peft_config(folder: Path) -> LoraConfig:
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         kind = values.get("peft_type") if isinstance(values, dict) else values
         raise TopcoatError(
-            f"peft_type is {kind!r}; this version reads LORA", where=str(path), fix="convert the adapter to LoRA with PEFT"
+            f"peft_type is {kind!r}; this version reads LORA",
+            where=str(path),
+            fix="convert the adapter to LoRA with PEFT",
         )
     problems = [
-        Problem(f"{key} is {values[key]!r}, which this version does not compute", str(path), "merge it with PEFT instead")
+        Problem(
+            f"{key} is {values[key]!r}, which this version does not compute", str(path), "merge it with PEFT instead"
+        )
         for key, usual in _MUST_BE_DEFAULT.items()
         if key in values and values[key] not in usual
     ]
@@ -176,7 +180,9 @@ def load_tensors(adapters: Adapters, stored: Mapping[str, Tensor], where: str) -
     wrong = [n for n, p in expected.items() if n in stored and stored[n].shape != p.shape]
     problems = []
     if extra:
-        problems.append(Problem(f"{len(extra)} tensors in the adapter match nothing in this model, first {extra[0]}", where))
+        problems.append(
+            Problem(f"{len(extra)} tensors in the adapter match nothing in this model, first {extra[0]}", where)
+        )
     if missing:
         problems.append(Problem(f"{len(missing)} tensors this model expects are absent, first {missing[0]}", where))
     if wrong:

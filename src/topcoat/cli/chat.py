@@ -29,7 +29,7 @@ def command(
     console = make_console()
     prepare_process(None if Path(what).exists() else what, console)
 
-    from topcoat.recipe.conversation import Chat, open_chat
+    from topcoat.runs.conversation import Chat, open_chat
 
     chat: Chat = open_chat(what, lambda text: console.print(text, style="dim", markup=False))
     chat.start(system)
@@ -60,7 +60,7 @@ def _print_piece(text: str) -> None:
 
 def _obey(chat: object, line: str) -> str:
     """Do what a slash command says; returns what to tell."""
-    from topcoat.recipe.conversation import Chat
+    from topcoat.runs.conversation import Chat
 
     assert isinstance(chat, Chat)
     verb, _, rest = line.partition(" ")

@@ -42,10 +42,10 @@ def command(
 
     from topcoat.cli.live import Terminal
     from topcoat.cli.show import comparison, next_steps, score_table, scores_line
-    from topcoat.plan.machine import machine
+    from topcoat.planning.machine import machine
     from topcoat.recipe.load import load_recipe
-    from topcoat.recipe.merging import merge_run
-    from topcoat.recipe.run import run
+    from topcoat.runs.merging import merge_run
+    from topcoat.runs.run import run
     from topcoat.units import show_bytes, show_seconds
 
     facts = machine()
@@ -67,7 +67,9 @@ def command(
     console.print(comparison(result.folder, most=3))
     console.print(next_steps(result))
     total = time.perf_counter() - began
-    console.print(f"done in {show_seconds(total)}, of which training {show_seconds(result.train_seconds)}", markup=False)
+    console.print(
+        f"done in {show_seconds(total)}, of which training {show_seconds(result.train_seconds)}", markup=False
+    )
     if json:
         print_json(
             {

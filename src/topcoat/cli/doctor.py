@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from topcoat.cli.output import make_console, print_json
-from topcoat.plan.machine import Machine, installed, machine
+from topcoat.planning.machine import Machine, installed, machine
 from topcoat.units import show_bytes
 
 NEEDED = {"torch": (2, 11), "transformers": (5, 17), "safetensors": (0, 5), "gguf": (0, 17)}  # pyproject.toml's floors

@@ -11,7 +11,7 @@ import typer
 
 from topcoat.cli.output import make_console, print_json, print_notes
 from topcoat.errors import TopcoatError
-from topcoat.plan.machine import available_memory_bytes
+from topcoat.planning.machine import available_memory_bytes
 from topcoat.units import show_bytes, show_count
 
 SMALL = 1_000_000_000  # parameters; below it 4-bit weights save little memory and cost more quality
@@ -195,7 +195,7 @@ def choose_storage(facts: ModelFacts, available: int | None) -> Choice:
 def _rate_reason(facts: ModelFacts) -> str:
     if facts.parameters is None:
         return "by the model's size"
-    from topcoat.train.schedule import default_learning_rate
+    from topcoat.training.schedule import default_learning_rate
 
     return f"{default_learning_rate('lora', facts.parameters):g} for LoRA at this size"
 

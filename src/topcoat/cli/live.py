@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from topcoat.recipe.listener import Advance
+from topcoat.runs.listener import Advance
 from topcoat.units import show_bytes, show_seconds
 
 LINE_EVERY_S = 5.0  # without a terminal: a line this often, so that a log stays readable

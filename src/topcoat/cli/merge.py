@@ -23,7 +23,7 @@ def command(
     console = make_console(json)
     prepare_process(None, console)
 
-    from topcoat.recipe.merging import merge_run
+    from topcoat.runs.merging import merge_run
 
     target, proof = merge_run(run, out, lambda text: console.print(text, markup=False))
     console.print(

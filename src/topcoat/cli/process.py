@@ -14,7 +14,7 @@ import sys
 
 from rich.console import Console
 
-from topcoat.plan.machine import usable_cores
+from topcoat.planning.machine import usable_cores
 from topcoat.recipe.named_files import looks_local
 
 

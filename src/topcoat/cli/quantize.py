@@ -27,7 +27,7 @@ def command(
     config = settings_of(format, block_size, double_quant)
     prepare_process(model, console)
 
-    from topcoat.export.checkpoint import quantize_checkpoint
+    from topcoat.exporting.checkpoint import quantize_checkpoint
     from topcoat.model.settings import ModelSettings
     from topcoat.model.source import open_source
 

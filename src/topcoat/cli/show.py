@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from topcoat.recipe.folder import RunFolder, read_json
-from topcoat.recipe.run import Result
-from topcoat.recipe.scoring import Scores
+from topcoat.runs.folder import RunFolder, read_json
+from topcoat.runs.run import Result
+from topcoat.runs.scoring import Scores
 
 
 def score_table(result: Result) -> Table:

@@ -28,7 +28,7 @@ def command(
 
     from topcoat.cli.live import Terminal
     from topcoat.cli.show import comparison, next_steps, score_table
-    from topcoat.recipe.run import run
+    from topcoat.runs.run import run
 
     result = run(settings, resume=resume, listener=Terminal(console))
     console.print(score_table(result))

@@ -188,10 +188,10 @@ def read_header(file: Path) -> list[SafeTensor]:
         with open(file, "rb") as opened:
             start = opened.read(8)
             length = int.from_bytes(start, "little")
-            if len(start) < 8 or length + 8 > size:
-                raise truncated(file, length + 8 if len(start) == 8 and length <= HEADER_CAP else 8, size)
             if length > HEADER_CAP:
                 raise _bad(file, f"the header claims {length:,} bytes, more than the format's {HEADER_CAP:,}")
+            if length + 8 > size:
+                raise truncated(file, length + 8, size)
             text = opened.read(length)
     except OSError as error:
         raise TopcoatError(f"{file.name} cannot be read: {error.strerror}", where=str(file)) from error

@@ -7,9 +7,9 @@ from pydantic import Field
 from topcoat.adapters.settings import Adapter, LoraConfig
 from topcoat.config import Config
 from topcoat.data.settings import DataSettings
-from topcoat.evaluate.settings import EvaluateSettings
+from topcoat.evaluation.settings import EvaluateSettings
 from topcoat.model.settings import ModelSettings
-from topcoat.train.settings import TrainSettings
+from topcoat.training.settings import TrainSettings
 
 
 class Recipe(Config):

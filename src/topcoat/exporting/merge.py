@@ -1,0 +1,72 @@
+"""One model from base and adapter, in a Hugging Face directory, called done only after its logits are proved.
+
+The directory is written beside its final name, loaded again from disk, and compared with base + adapter on held-out
+prompts; only if every logit is within rounding is it renamed into place (pitfalls P43, P49, P51).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from topcoat.adapters.attach import Adapters
+from topcoat.exporting.merged import merged_tensors, output_dtype
+from topcoat.exporting.proof import Proof, compare, logits_of
+from topcoat.exporting.shards import write_shards
+from topcoat.files import publish_directory, write_file
+from topcoat.model.load import Base, load_model
+from topcoat.model.settings import ModelSettings
+from topcoat.quant.settings import DenseConfig
+
+_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def merge_model(
+    base: Base, adapters: Adapters, out: Path, prompts: Sequence[Sequence[int]], say: Callable[[str], None]
+) -> Proof:
+    """Write the merged model to `out` (not there yet) and prove it on `prompts` of token ids.
+
+    `base` should compute in float32, so that what is compared is the merge and not the rounding of activations.
+    Raises Refused, with nothing left behind, when the logits differ by more than rounding.
+    """
+    dtype = output_dtype(base)
+    base.model.eval()
+    expected = logits_of(base.model, prompts)
+    with publish_directory(out) as temporary:
+        say(f"writing {_FORMATS[dtype]} weights")
+        write_model(base, adapters, temporary)
+        say(f"proving it on {len(prompts)} held-out prompts")
+        again = load_model(
+            ModelSettings(
+                path=str(temporary),
+                quantization=DenseConfig(format=_FORMATS[dtype]),  # type: ignore[arg-type]
+                compute_dtype="fp32",
+                device=base.settings.device,
+                attention=base.settings.attention,
+            )
+        )
+        proof = compare(expected, logits_of(again.model, prompts), dtype)
+        proof.require(f"the merged model in {out}")
+        write_file(temporary / "merge_proof.json", json.dumps(proof.as_json(), indent=2) + "\n")
+    return proof
+
+
+def write_model(base: Base, adapters: Adapters, folder: Path) -> None:
+    """Weights, config, tokenizer, template and licence of base + adapter, into the existing `folder`."""
+    dtype = output_dtype(base)
+    write_shards(merged_tensors(base, adapters, dtype), folder)
+    config = base.source.config.to_dict()
+    config.pop("quantization_config", None)
+    config |= {"dtype": str(dtype).removeprefix("torch."), "architectures": [base.identity.architecture]}
+    write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+    copied = base.source.files_to_copy()
+    for file in copied:
+        shutil.copyfile(file, folder / file.name)
+    if not any(file.name.startswith("tokenizer") for file in copied):
+        base.tokenizer.save_pretrained(folder)
+    if not any(file.name == "generation_config.json" for file in copied):
+        base.model.generation_config.save_pretrained(folder)

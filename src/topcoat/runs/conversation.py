@@ -1,0 +1,108 @@
+"""A conversation with a model or a run: the messages so far, rendered exactly as training rendered them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from topcoat.adapters.attach import Adapters
+from topcoat.adapters.files import load_adapter
+from topcoat.adapters.settings import FullConfig
+from topcoat.data.render import Renderer
+from topcoat.data.template import Message
+from topcoat.model.generate import generate
+from topcoat.model.load import Base, load_model
+from topcoat.model.settings import ModelSettings
+from topcoat.runs.folder import RunFolder
+from topcoat.recipe.load import load_recipe
+
+
+class Chat:
+    """Turns of one conversation, and the model that answers."""
+
+    def __init__(self, base: Base, adapters: Adapters | None) -> None:
+        self.base, self.adapters = base, adapters
+        self.renderer = Renderer(base.tokenizer)
+        self.system: str | None = None
+        self.messages: list[Message] = []
+
+    def start(self, system: str | None) -> None:
+        """Begin anew, with this system message or none."""
+        self.system = system
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    def switch(self, on: bool) -> str:
+        """Adapter on or off, in the middle of the conversation; returns what to tell."""
+        if self.adapters is None:
+            return "there is no adapter: this is a model as it is"
+        self.adapters.switch(on)
+        return "the adapter answers" if on else "the base answers"
+
+    def answer(
+        self,
+        text: str,
+        on_piece: Callable[[str], None],
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """The model's answer to `text`, also handed to `on_piece` as it comes. Both become part of the conversation."""
+        self.messages.append({"role": "user", "content": text})
+        stream = _Stream(self.base, on_piece)
+        ids = generate(
+            self.base.model,
+            self.base.tokenizer,
+            [self.renderer.prompt_ids(self.messages)],
+            max_new_tokens,
+            self.renderer.stop_ids,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed + len(self.messages),
+            on_token=stream.add,
+        )[0]
+        said = str(self.base.tokenizer.decode(ids, skip_special_tokens=True))
+        stream.finish(said)
+        self.messages.append({"role": "assistant", "content": said})
+        return said
+
+
+class _Stream:
+    """Token ids -> pieces of text, holding back characters whose bytes are not all there yet."""
+
+    def __init__(self, base: Base, on_piece: Callable[[str], None]) -> None:
+        self.tokenizer, self.on_piece = base.tokenizer, on_piece
+        self.ids: list[int] = []
+        self.said = 0
+
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        if not text.endswith("\ufffd"):
+            self._say(text)
+
+    def finish(self, text: str) -> None:
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if len(text) > self.said:
+            self.on_piece(text[self.said :])
+            self.said = len(text)
+
+
+def open_chat(what: str, say: Callable[[str], None]) -> Chat:
+    """A chat with the run in folder `what`, or with the model of that path or hub id.
+
+    Raises TopcoatError when it is neither, or the run has not finished; Refused when the base is another than the
+    adapter was trained on.
+    """
+    folder = RunFolder(Path(what))
+    if not folder.recipe.is_file():
+        return Chat(load_model(ModelSettings(path=what)), None)
+    recipe = load_recipe(folder.recipe, check_files=False)
+    if isinstance(recipe.adapter, FullConfig):
+        say(f"loading {folder.model}")
+        return Chat(load_model(ModelSettings(path=str(folder.model))), None)
+    say(f"loading {recipe.model.path} and {folder.adapter}")
+    base = load_model(recipe.model)
+    return Chat(base, load_adapter(base.model, folder.adapter, base.identity.model_dump()))

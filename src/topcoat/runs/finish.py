@@ -1,0 +1,118 @@
+"""After the last step: the best checkpoint back in place, the adapter saved and read back, scores, card and report.
+
+The adapter is safe on disk before anything that is only nice to have is tried (pitfall P39).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from topcoat.adapters.attach import Adapters
+from topcoat.adapters.files import save_adapter
+from topcoat.adapters.settings import FullConfig
+from topcoat.data.load import Dataset
+from topcoat.exporting.merge import write_model
+from topcoat.files import discard, publish_directory, write_file
+from topcoat.model.load import Base
+from topcoat.report.card import model_card
+from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.runs.listener import Listener
+from topcoat.runs.opening import RunPlan
+from topcoat.report.page import write_report
+from topcoat.recipe.schema import Recipe
+from topcoat.runs.scoring import Scorer, Scores
+from topcoat.runs.session import Session, put
+from topcoat.training.loop import Progress
+from topcoat.training.memory import peak_memory_bytes
+
+
+def keep_best(session: Session, progress: Progress, listener: Listener) -> None:
+    """Put the parameters of the lowest validation loss back, where that was not the last evaluation."""
+    if progress.best_step is None or progress.best_step == progress.step:
+        return
+    best = session.checkpoints.best()
+    if best is None:
+        listener.say(f"the checkpoint of step {progress.best_step} cannot be read; the adapter is that of the last step")
+        return
+    put(session.adapters, best.tensors["adapter"])
+    listener.say(f"the adapter is that of step {best.step}, the lowest validation loss ({progress.best_loss:.4f})")
+
+
+def finish(
+    folder: RunFolder,
+    recipe: Recipe,
+    base: Base,
+    adapters: Adapters,
+    data: Dataset,
+    scorer: Scorer,
+    before: Scores,
+    progress: Progress,
+    plan: RunPlan,
+    listener: Listener,
+) -> Scores:
+    """Save what was trained, score it, and write the files people read. Returns the adapter's scores."""
+    final = save_trained(folder, base, adapters)
+    listener.say(f"saved {final}")
+    tuned = scorer.scores(listener, "asking the adapter")
+    questions = scorer.questions
+    results = {
+        "rows": len(questions),
+        "base": before.as_json(),
+        "adapter": tuned.as_json(),
+        "train_seconds": progress.elapsed_s,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "skipped_steps": progress.skipped_steps,
+        "ended": progress.ended,
+        "merge": None,
+        "samples": [
+            {"prompt": q.prompt, "reference": q.reference, "base": b, "adapter": a}
+            for q, b, a in zip(questions, before.answers, tuned.answers, strict=True)
+        ],
+        "data": data.report.to_dict(),
+    }
+    write_json(folder.results, results)
+    write_json(folder.plan, plan.bill.as_json() | {"measured_peak_bytes": peak_memory_bytes(base.device)})
+    card = model_card(
+        {
+            "name": folder.path.resolve().name,
+            "base_model": recipe.model.path,
+            "license": base.source.license.name,
+            "method": recipe.adapter.method,
+            "recipe": recipe.model_dump(mode="json"),
+            "results": results,
+            "receipt": read_json(folder.receipt),
+        }
+    )
+    write_file(final / "README.md", card)
+    write_report(folder.path)
+    return tuned
+
+
+def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
+    """The adapter as a PEFT directory, or the whole model after full fine-tuning; replaces one of an earlier try."""
+    final = folder.model if isinstance(adapters.config, FullConfig) else folder.adapter
+    if final.exists():
+        discard(final)
+    with publish_directory(final) as temporary:
+        if isinstance(adapters.config, FullConfig):
+            write_model(base, adapters, temporary)
+        else:
+            save_adapter(adapters, temporary, base.settings.path, base.identity.model_dump())
+            copy_tokenizer(base, temporary)
+    return final
+
+
+def copy_tokenizer(base: Base, folder: Path) -> None:
+    """Tokenizer and chat template beside the weights: a server must render as training did (pitfall P11).
+
+    Files of the checkpoint are copied byte for byte; those a GGUF does not have are written.
+    """
+    copied = [file for file in base.source.files_to_copy() if file.name != "generation_config.json"]
+    for file in copied:
+        shutil.copyfile(file, folder / file.name)
+    if not any(file.name.startswith("tokenizer") for file in copied):
+        base.tokenizer.save_pretrained(folder)
+    if base.tokenizer.chat_template:
+        (folder / "chat_template.jinja").write_text(str(base.tokenizer.chat_template), encoding="utf-8")

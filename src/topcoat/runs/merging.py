@@ -1,0 +1,52 @@
+"""Merge a finished run: its base loaded again in float32, its adapter on it, and the proved directory written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from topcoat.adapters.files import load_adapter
+from topcoat.adapters.settings import FullConfig
+from topcoat.errors import Refused, TopcoatError
+from topcoat.exporting.merge import merge_model
+from topcoat.exporting.proof import Proof
+from topcoat.model.load import load_model
+from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.recipe.load import load_recipe
+from topcoat.report.page import write_report
+
+
+def merge_run(run: Path, out: Path | None = None, say: Callable[[str], None] = lambda text: None) -> tuple[Path, Proof]:
+    """Merge the run in folder `run` into a Hugging Face directory (`merged/` in it unless `out` says otherwise).
+
+    Raises TopcoatError when there is nothing to merge or `out` exists; Refused when the proof fails or the base on
+    disk is not the one that was trained on.
+    """
+    folder = RunFolder(run)
+    folder.require_run()
+    recipe = load_recipe(folder.recipe, check_files=False)
+    if isinstance(recipe.adapter, FullConfig):
+        raise TopcoatError(
+            "full fine-tuning trains the whole model: there is nothing to merge",
+            where=str(run),
+            fix=f"use {folder.model} as it is",
+        )
+    if not folder.adapter.is_dir():
+        raise TopcoatError(
+            "the run has no adapter yet",
+            where=str(run),
+            fix=f"finish it first: topcoat train {folder.recipe} --resume",
+        )
+    target = out or folder.merged
+    if target.exists():
+        raise TopcoatError(f"{target} exists already", where="--out", fix="name another folder, or delete this one")
+    say("loading the base")
+    base = load_model(recipe.model.model_copy(update={"compute_dtype": "fp32"}))
+    adapters = load_adapter(base.model, folder.adapter, base.identity.model_dump())
+    if not any(bool(layer.delta_weight().count_nonzero()) for layer in adapters.layers.values()):
+        raise Refused("the adapter changes nothing: every lora_B is zero", str(folder.adapter), "train it first")
+    proof = merge_model(base, adapters, target, read_json(folder.probe)["prompts"], say)
+    results = read_json(folder.results)
+    write_json(folder.results, results | {"merge": proof.as_json() | {"path": str(target)}})
+    write_report(run)
+    return target, proof

@@ -1,0 +1,161 @@
+"""Before the first step: is the folder free or continuable, what will the run be, and does it fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from topcoat.adapters.attach import Adapters
+from topcoat.data.batches import Batch, StepPlan, micro_batches, worst_batch
+from topcoat.data.load import Dataset
+from topcoat.errors import TopcoatError
+from topcoat.kernels.linear_cross_entropy import CHUNK_ROWS
+from topcoat.model.load import Base
+from topcoat.planning.bill import Bill, bill
+from topcoat.runs.folder import RunFolder
+from topcoat.recipe.load import load_recipe
+from topcoat.runs.receipt import require_same_recipe
+from topcoat.recipe.schema import Recipe
+from topcoat.training.schedule import default_learning_rate
+from topcoat.units import show_bytes, show_count
+
+MICRO_BATCH_TOKENS = 2048  # enough rows that a product is bound by arithmetic, on CPU and GPU (engine study, 2.6)
+EVALUATIONS = 4  # a run, where the recipe does not say
+
+
+class RunSteps:
+    """The run's data as the loop sees it: a step's micro batches, made when they are asked for."""
+
+    def __init__(self, data: Dataset, recipe: Recipe, budget_tokens: int) -> None:
+        settings = recipe.train
+        self.examples, self.budget, self.packing = data.train, budget_tokens, recipe.data.packing
+        self.plan = StepPlan(
+            [len(example.input_ids) for example in data.train],
+            seed=recipe.seed,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens,
+        )
+        self.total = self.plan.total_steps
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The examples of optimizer step `step`, packed or padded."""
+        indices = self.plan.step_examples(step)
+        return micro_batches(self.examples, indices, budget_tokens=self.budget, packing=self.packing)
+
+    def worst(self) -> Batch:
+        """The largest micro batch of the run."""
+        return worst_batch(self.plan, self.examples, budget_tokens=self.budget, packing=self.packing)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What was decided where the recipe left it open, and the bill."""
+
+    steps: RunSteps
+    bill: Bill
+    learning_rate: float
+    micro_batch_tokens: int
+    evaluate_every: int
+
+    def table(self, recipe: Recipe, base: Base, adapters: Adapters, data: Dataset) -> Table:
+        """The decisions and the bill, for people."""
+        table = Table(title="the plan", title_justify="left", show_header=False, box=None, padding=(0, 2))
+        parameters = base_parameters(base, adapters)
+        trained = adapters.count()
+        rate = f"{self.learning_rate:g}" + (" (by model size)" if recipe.train.learning_rate == "auto" else "")
+        stored = recipe.model.quantization.format if recipe.model.quantization else "dense"
+        rows = [
+            ("model", f"{base.identity.architecture}, {show_count(parameters)} parameters, {stored} weights"),
+            ("computes in", f"{str(base.compute_dtype).removeprefix('torch.')} on {base.device}"),
+            ("attention", str(base.model.config._attn_implementation)),
+            ("trains", f"{recipe.adapter.method}, {trained:,} parameters ({100 * trained / parameters:.2f} %)"),
+            ("data", f"{len(data.train):,} examples, {len(data.validation):,} held out, at most {data.max_length} tokens"),
+            ("steps", f"{self.steps.total}, in micro batches of {self.micro_batch_tokens:,} tokens"),
+            ("learning rate", rate),
+        ]
+        for name, value in rows:
+            table.add_row(name, value)
+        for line in self.bill.lines:
+            table.add_row(f"[dim]{line.name}[/]", f"[dim]{show_bytes(line.bytes)}  {line.note}[/]")
+        table.add_row("memory", f"{show_bytes(self.bill.peak_bytes)} at the peak, estimated")
+        return table
+
+
+def open_run(folder: RunFolder, recipe: Recipe) -> None:
+    """A new run: the folder must be free. Raises TopcoatError if it is not."""
+    folder.require_free()
+    make_folder(folder.path)
+
+
+def make_folder(path: Path) -> None:
+    """Make the run's folder. Raises TopcoatError naming what stands in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TopcoatError(
+            f"the folder {path} cannot be made: {error.strerror}",
+            where="output",
+            fix="name a folder this user may write to",
+        ) from error
+
+
+def continue_run(folder: RunFolder, recipe: Recipe) -> None:
+    """A run to go on with: it must be there, and started from the same recipe. Raises TopcoatError if not."""
+    folder.require_run()
+    require_same_recipe(load_recipe(folder.recipe, check_files=False), recipe, str(folder.recipe))
+
+
+def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runtime_bytes: int) -> RunPlan:
+    """Everything the recipe left to be decided, decided here."""
+    settings = recipe.train
+    micro = settings.micro_batch_tokens
+    budget = max(MICRO_BATCH_TOKENS, data.max_length) if micro == "auto" else micro
+    steps = RunSteps(data, recipe, budget)
+    rate = settings.learning_rate
+    if rate == "auto":
+        rate = default_learning_rate(recipe.adapter.method, base_parameters(base, adapters))
+    return RunPlan(
+        steps=steps,
+        bill=bill(
+            base.model,
+            adapters.parameters(),
+            tokens=steps.worst().n_tokens,
+            vocab=base.model.get_input_embeddings().weight.shape[0],
+            chunk_rows=CHUNK_ROWS,
+            checkpointing=settings.gradient_checkpointing,
+            runtime_bytes=runtime_bytes,
+        ),
+        learning_rate=rate,
+        micro_batch_tokens=budget,
+        evaluate_every=recipe.evaluate.every or max(1, round(steps.total / EVALUATIONS)),
+    )
+
+
+def base_parameters(base: Base, adapters: Adapters) -> int:
+    """Parameters of the base model, a tied one counted once, whatever format they are stored in."""
+    from topcoat.quant.linear import FrozenLinear
+
+    ours = {id(p) for p in adapters.parameters().values()} if adapters.layers else set()
+    dense = sum(p.numel() for p in base.model.parameters() if id(p) not in ours)
+    linears = [m for m in base.model.modules() if isinstance(m, FrozenLinear)]
+    biases = sum(m.bias.numel() for m in linears if m.bias is not None)
+    return dense + biases + sum(m.in_features * m.out_features for m in linears)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes a run may take on `device`, what this process holds already included; None where it cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_allocated(device)
+    from topcoat.planning.machine import available_memory_bytes
+    from topcoat.training.memory import memory_bytes
+
+    available = available_memory_bytes()
+    return None if available is None else available + memory_bytes(device)
+
+

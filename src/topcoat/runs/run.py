@@ -1,0 +1,121 @@
+"""One run told as a story: load, attach, data, bill, score the base, train, save, score the adapter, report.
+
+This is the whole program on one screen; every line is a part that can be read alone. From here the way to the optimizer
+step is `runs/training.py`, then `training/loop.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from topcoat.adapters.attach import attach
+from topcoat.data.load import load_data
+from topcoat.data.preview import preview
+from topcoat.errors import Interrupted
+from topcoat.files import RunLock
+from topcoat.model.load import load_model
+from topcoat.runs.finish import finish, keep_best
+from topcoat.runs.folder import RunFolder
+from topcoat.runs.listener import Listener, Silent
+from topcoat.runs.opening import continue_run, free_memory, open_run, plan_run
+from topcoat.recipe.schema import Recipe
+from topcoat.runs.scoring import Scorer, Scores
+from topcoat.runs.session import prepare
+from topcoat.training.loop import train
+from topcoat.training.memory import memory_bytes
+from topcoat.training.signals import StopSignals
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left."""
+
+    folder: Path
+    adapter: Path
+    """The PEFT directory, or the whole model after full fine-tuning."""
+    base: Scores
+    tuned: Scores
+    train_seconds: float
+    steps: int
+
+
+def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = None) -> Result:
+    """Train one adapter from one recipe and leave all that is known about it in `recipe.output`.
+
+    `resume` goes on from the newest checkpoint that verifies. Raises TopcoatError for wrong input, Refused where the
+    run would be dishonest, Interrupted (after saving) when SIGINT or SIGTERM asked it to stop.
+    """
+    listener = listener or Silent()
+    folder = RunFolder(Path(recipe.output))
+    (continue_run if resume else open_run)(folder, recipe)
+    with _signals() as stop, RunLock(folder.path):
+        before = memory_bytes_now()
+        base = load_model(recipe.model)  # frozen, quantized while it streams in
+        stop.check()
+        vocab = base.model.get_input_embeddings().weight.shape[0]
+        context = base.source.config.max_position_embeddings
+        data = load_data(
+            recipe.data, base.tokenizer, context_length=context, seed=recipe.seed, vocab_rows=vocab
+        )
+        stop.check()
+        adapters = attach(base.model, recipe.adapter, recipe.seed)  # from here on, the only parameters that train
+        plan = plan_run(recipe, base, adapters, data, before)
+        plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
+        listener.show(plan.table(recipe, base, adapters, data))
+        listener.show(data.report)
+        listener.show(preview(data.train[0], base.tokenizer))
+        scorer = Scorer(
+            base,
+            adapters,
+            data,
+            recipe.evaluate,
+            budget_tokens=plan.micro_batch_tokens,
+            packing=recipe.data.packing,
+            check=stop.check,
+        )
+        training = prepare(folder, recipe, base, adapters, data, plan, scorer, stop, listener)
+        scored = training.base_scores(listener)  # before anything is trained; kept for a resume
+        began = time.perf_counter()
+        with listener.progress("training", plan.steps.total) as advance:
+            progress = train(training.loop(advance))
+        if stop.stop is not None and progress.ended is None:
+            raise interrupted(stop, progress.step, folder)
+        keep_best(training, progress, listener)
+        seconds = progress.elapsed_s or time.perf_counter() - began
+        tuned = finish(folder, recipe, base, adapters, data, scorer, scored, progress, plan, listener)
+        return Result(folder.path, folder.adapter, scored, tuned, seconds, progress.step)
+
+
+def memory_bytes_now() -> int:
+    """Resident bytes of the process before any model is loaded."""
+    import torch
+
+    return memory_bytes(torch.device("cpu"))
+
+
+def interrupted(stop: StopSignals, step: int, folder: RunFolder) -> Interrupted:
+    """The message after a stop that was asked for: what is saved and how to go on."""
+    assert stop.stop is not None
+    error = Interrupted(
+        f"{stop.stop.name}: saved step {step}", where=str(folder.path), fix="the same command with --resume continues"
+    )
+    error.exit_code = stop.stop.exit_code
+    return error
+
+
+class _NoSignals(StopSignals):
+    """Outside the main thread no handler can be installed: nothing asks the run to stop."""
+
+    def __enter__(self) -> StopSignals:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def _signals() -> AbstractContextManager[StopSignals]:
+    return StopSignals() if threading.current_thread() is threading.main_thread() else nullcontext(_NoSignals())

@@ -1,0 +1,122 @@
+"""Scores of a model on the validation rows: perplexity over all of them, exact match over the first `rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from topcoat.adapters.attach import Adapters
+from topcoat.data.batches import Batch, micro_batches
+from topcoat.data.load import Dataset
+from topcoat.data.render import Example
+from topcoat.evaluation.answers import Question, answer, exact_match
+from topcoat.evaluation.loss import mean_loss, perplexity
+from topcoat.evaluation.settings import EvaluateSettings
+from topcoat.model.load import Base
+from topcoat.runs.compute import make_loss, precision
+from topcoat.runs.listener import Listener
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured, with the answers that were given."""
+
+    perplexity: float | None
+    exact_match: float | None
+    answers: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures alone."""
+        return {"perplexity": self.perplexity, "exact_match": self.exact_match}
+
+
+class Scorer:
+    """Asks one base model, adapter on or off, the same questions again and again."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapters: Adapters,
+        data: Dataset,
+        settings: EvaluateSettings,
+        *,
+        budget_tokens: int,
+        packing: bool,
+        check: Callable[[], None],
+    ) -> None:
+        """`check` is called often and may raise to leave."""
+        self.base, self.settings, self.check = base, settings, check
+        self.loss_of, self.precision = make_loss(base, adapters), precision(base, adapters)
+        rows = data.validation
+        self.batches, self.some = (
+            micro_batches(rows, range(n), budget_tokens=budget_tokens, packing=packing) if n else []
+            for n in (len(rows), min(len(rows), settings.rows))
+        )
+        self.stop_ids = data.renderer.stop_ids
+        asked = [question(e, base) for e in data.validation if e.answer_start is not None]
+        self.questions = asked[: settings.rows] if "exact_match" in settings.metrics else asked[: settings.samples]
+
+    def loss(self) -> float | None:
+        """Mean validation loss over the first rows, as used during the run; None without validation rows."""
+        return self._loss(self.some)
+
+    def scores(self, listener: Listener, label: str) -> Scores:
+        """Everything the settings ask for."""
+        mean = self._loss(self.batches)
+        wants = "exact_match" in self.settings.metrics and bool(self.questions)
+        answers = self.ask(self.questions, listener, label)
+        return Scores(
+            perplexity=None if mean is None else perplexity(mean),
+            exact_match=exact_match(answers, self.questions) if wants else None,
+            answers=tuple(answers),
+        )
+
+    def ask(self, questions: Sequence[Question], listener: Listener, label: str) -> list[str]:
+        """Greedy answers."""
+        if not questions:
+            return []
+        with listener.progress(label, len(questions)) as advance, _Evaluating(self.base.model), self.precision():
+
+            def on_answer(done: int) -> None:
+                self.check()
+                advance(done, {})
+
+            return answer(
+                self.base.model,
+                self.base.tokenizer,
+                questions,
+                self.stop_ids,
+                self.settings.max_new_tokens,
+                on_answer,
+            )
+
+    def _loss(self, batches: list[Batch]) -> float | None:
+        if not batches:
+            return None
+        with _Evaluating(self.base.model):
+            return mean_loss(self.loss_of, batches, self.check)
+
+
+class _Evaluating:
+    """Inside, the model is in eval mode (no dropout, no recomputing); afterwards as it was."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.before = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self.model.train(self.before)
+
+
+def question(example: Example, base: Base) -> Question:
+    """The last answer of `example` as a question: its prompt in tokens and in text, and the reference."""
+    assert example.answer_start is not None
+    assert example.reference is not None
+    ids = example.input_ids[: example.answer_start]
+    turns = [m["content"] for m in example.prompt_messages or [] if m["role"] == "user"]
+    text = turns[-1] if turns else base.tokenizer.decode(ids)
+    return Question(ids, str(text), example.reference)

@@ -1,0 +1,227 @@
+"""A run folder and a training loop, bound together: what a step records, what a checkpoint holds, how a run resumes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topcoat.adapters.attach import Adapters
+from topcoat.data.batches import Batch
+from topcoat.data.load import Dataset
+from topcoat.errors import Refused, TopcoatError
+from topcoat.files import write_file
+from topcoat.model.load import Base
+from topcoat.runs.compute import make_loss
+from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.runs.listener import Advance, Listener, Silent
+from topcoat.recipe.load import dump_recipe
+from topcoat.runs.opening import RunPlan
+from topcoat.runs.receipt import checkpoint_identity, receipt
+from topcoat.recipe.schema import Recipe
+from topcoat.runs.scoring import Scorer, Scores
+from topcoat.training.checkpoint import Checkpoint, Checkpoints, save_with_patience
+from topcoat.training.guards import first_nonfinite
+from topcoat.training.loop import Progress, Training
+from topcoat.training.loss_scale import LossScale
+from topcoat.training.memory import memory_bytes
+from topcoat.training.metrics import MetricsLog
+from topcoat.training.optimizer import Optimizer
+from topcoat.training.signals import StopSignals
+from topcoat.training.trackers import Tracker, trackers
+
+PROBES = 8  # held-out prompts kept for proofs
+
+
+@dataclass
+class Session:
+    """One run between its folder and the loop."""
+
+    folder: RunFolder
+    recipe: Recipe
+    base: Base
+    adapters: Adapters
+    data: Dataset
+    plan: RunPlan
+    scorer: Scorer
+    stop: StopSignals
+    listener: Listener
+    checkpoints: Checkpoints
+    optimizer: Optimizer
+    scale: LossScale
+    metrics: MetricsLog
+    samples: MetricsLog
+    trackers: list[Tracker]
+    progress: Progress = field(default_factory=Progress)
+
+    def base_scores(self, listener: Listener) -> Scores:
+        """Scores of the base before anything is trained; a resumed run reads those of its first start."""
+        if self.folder.results.exists():
+            stored = read_json(self.folder.results)
+            answers = tuple(sample["base"] for sample in stored["samples"])
+            return Scores(stored["base"]["perplexity"], stored["base"]["exact_match"], answers)
+        scores = self.scorer.scores(listener, "asking the base")
+        questions = self.scorer.questions
+        write_json(
+            self.folder.results,
+            {
+                "rows": len(questions),
+                "base": scores.as_json(),
+                "samples": [
+                    {"prompt": q.prompt, "reference": q.reference, "base": a}
+                    for q, a in zip(questions, scores.answers, strict=True)
+                ],
+            },
+        )
+        return scores
+
+    def loop(self, advance: Advance) -> Training:
+        """The loop's view of this run."""
+        self.base.model.train()
+        return Training(
+            parameters=self.adapters.parameters(),
+            loss=make_loss(self.base, self.adapters),
+            steps=self.plan.steps,
+            settings=self.recipe.train,
+            peak_learning_rate=self.plan.learning_rate,
+            seed=self.recipe.seed,
+            optimizer=self.optimizer,
+            scale=self.scale,
+            evaluate_every=self.plan.evaluate_every,
+            validate=self._validate,
+            save=self._save,
+            record=lambda row: self._record(row, advance),
+            explain=self._explain,
+            memory=lambda: memory_bytes(self.base.device),
+            stop=self.stop,
+            progress=self.progress,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Parameters, moments, loss scale, progress and logs as they were when `checkpoint` was written."""
+        put(self.adapters, checkpoint.tensors["adapter"])
+        self.optimizer.load(checkpoint.tensors["optimizer"], checkpoint.state["optimizer_steps"])
+        self.scale = LossScale(**checkpoint.state["loss_scale"])
+        self.progress = Progress(**checkpoint.state["progress"])
+        self.metrics.truncate(checkpoint.state["metrics_bytes"])
+        self.samples.truncate(checkpoint.state["samples_bytes"])
+
+    def _save(self, best: bool) -> None:
+        """One checkpoint; a full disk pauses the run until there is room or a stop is asked for (pitfall P31)."""
+        tensors: dict[str, dict[str, Tensor]] = {
+            "adapter": {name: p.detach() for name, p in self.adapters.parameters().items()},
+            "optimizer": self.optimizer.state(),
+        }
+        state = {
+            "progress": asdict(self.progress),
+            "optimizer_steps": self.optimizer.steps,
+            "loss_scale": asdict(self.scale),
+            "metrics_bytes": self.metrics.length(),
+            "samples_bytes": self.samples.length(),
+        }
+        save_with_patience(
+            lambda: self.checkpoints.save(self.progress.step, tensors, state, best=best),
+            lambda error: self.listener.say(f"{error}\ntraining is paused; it continues as soon as there is room"),
+            lambda: self.stop.stop is not None,
+        )
+
+    def _record(self, row: dict[str, Any], advance: Advance) -> None:
+        self.metrics.write(row)
+        for tracker in self.trackers:
+            tracker(row)
+        advance(row["step"], row)
+
+    def _validate(self, step: int) -> float | None:
+        """Mean validation loss, and the answers to a few fixed prompts for samples.jsonl."""
+        questions = self.scorer.questions[: self.recipe.evaluate.samples]
+        for q, a in zip(questions, self.scorer.ask(questions, Silent(), "samples"), strict=True):
+            self.samples.write({"step": step, "prompt": q.prompt, "reference": q.reference, "answer": a})
+        return self.scorer.loss()
+
+    def _explain(self, batch: Batch) -> str:
+        places = [self.data.train[row].row.place for row in batch.rows[:4]]
+        loss = make_loss(self.base, self.adapters)
+        return f"rows {', '.join(places)}; {first_nonfinite(self.base.model, lambda: loss(batch))}"
+
+
+def prepare(
+    folder: RunFolder,
+    recipe: Recipe,
+    base: Base,
+    adapters: Adapters,
+    data: Dataset,
+    plan: RunPlan,
+    scorer: Scorer,
+    stop: StopSignals,
+    listener: Listener,
+) -> Session:
+    """Write what identifies the run (or check it, when it is continued) and make everything the loop needs."""
+    resumed = folder.receipt.exists() and folder.checkpoints.exists()
+    written = read_json(folder.receipt) if folder.receipt.exists() else receipt(recipe, base)
+    now = receipt(recipe, base) | {"run_id": written["run_id"]}
+    if not resumed:
+        write_file(folder.recipe, dump_recipe(recipe))
+        write_json(folder.receipt, now)
+        write_json(folder.plan, plan.bill.as_json())
+        write_json(folder.probe, {"prompts": [e.input_ids for e in (data.validation or data.train)[:PROBES]]})
+    if recipe.train.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind freezes layers (P07)
+    session = Session(
+        folder=folder,
+        recipe=recipe,
+        base=base,
+        adapters=adapters,
+        data=data,
+        plan=plan,
+        scorer=scorer,
+        stop=stop,
+        listener=listener,
+        checkpoints=Checkpoints(
+            folder.checkpoints, recipe.train.keep_checkpoints, written["run_id"], checkpoint_identity(recipe, now)
+        ),
+        optimizer=Optimizer(adapters.parameters(), recipe.train),
+        scale=LossScale.for_dtype(base.compute_dtype),
+        metrics=MetricsLog(folder.metrics),
+        samples=MetricsLog(folder.samples),
+        trackers=trackers(recipe.train.report_to, folder.path, listener.say),
+    )
+    if resumed:
+        _resume(session, listener)
+    else:
+        session.metrics.truncate(0)
+        session.samples.truncate(0)
+        session._save(False)  # step 0: a disk that cannot hold a checkpoint says so now, not at the end (P30, P31)
+        session.checkpoints.require_room(folder.checkpoints / "step-00000000")
+    return session
+
+
+def _resume(session: Session, listener: Listener) -> None:
+    """Go on from the newest checkpoint that verifies; say which were passed over and why."""
+    checkpoint = session.checkpoints.newest()
+    for reason in session.checkpoints.skipped:
+        listener.say(reason)
+    if checkpoint is None:
+        raise Refused(
+            f"no checkpoint in {session.folder.checkpoints} can be used",
+            where=str(session.folder.checkpoints),
+            fix="start again in another output folder",
+        )
+    session.restore(checkpoint)
+    listener.say(f"resuming at step {checkpoint.step} of {session.plan.steps.total}")
+
+
+def put(adapters: Adapters, tensors: dict[str, Tensor]) -> None:
+    """Copy checkpointed parameters back. Raises TopcoatError if any name is missing or left over."""
+    parameters = adapters.parameters()
+    if parameters.keys() != tensors.keys():
+        odd = sorted(parameters.keys() ^ tensors.keys())
+        raise TopcoatError(
+            f"the checkpoint holds other parameters than this model trains (first: {odd[0]})",
+            fix="resume with the recipe the run was started with",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+

@@ -1,0 +1,204 @@
+"""The training loop: one optimizer step after another, readable in one sitting.
+
+    loss of a step = sum over its target tokens / their number in the whole step
+
+so it does not matter how the step's examples were packed or split into micro batches. Everything the next step depends
+on is in the parameters, the optimizer's moments, the loss scale and `Progress`; order, packing and dropout are pure
+functions of the seed and the step. That is why a resumed run equals an uninterrupted one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from topcoat.data.batches import Batch
+from topcoat.training.guards import FiniteGuard, require_gradients
+from topcoat.training.loss_scale import LossScale
+from topcoat.training.optimizer import Optimizer
+from topcoat.training.rng import private_randomness, seed_micro_batch
+from topcoat.training.schedule import learning_rate, warmup_steps
+from topcoat.training.settings import TrainSettings
+
+
+class Steps(Protocol):
+    """The data as the loop sees it: how many steps there are, and each step's micro batches."""
+
+    total: int
+
+    def micro_batches(self, step: int) -> list[Batch]: ...
+
+    def worst(self) -> Batch: ...
+
+
+class StopFlag(Protocol):
+    """Something that may ask the loop to save and stop."""
+
+    @property
+    def stop(self) -> object | None: ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands; together with parameters, moments and loss scale all that a resume needs."""
+
+    step: int = 0
+    """The next step to run."""
+    tokens: int = 0
+    target_tokens: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    elapsed_s: float = 0.0
+    skipped_steps: int = 0
+    ended: str | None = None
+    """Why the run is over: "finished", "early stopping"; None while it can go on."""
+
+
+@dataclass
+class Training:
+    """What the loop works on and whom it tells."""
+
+    parameters: Mapping[str, nn.Parameter]
+    loss: Callable[[Batch], Tensor]
+    """A micro batch -> the summed loss of its target tokens, float32."""
+    steps: Steps
+    settings: TrainSettings
+    peak_learning_rate: float
+    seed: int
+    optimizer: Optimizer
+    scale: LossScale
+    evaluate_every: int
+    validate: Callable[[int], float | None]
+    """Step -> mean validation loss, or None without validation rows."""
+    save: Callable[[bool], None]
+    """Write a checkpoint now; True if the adapter is the best so far."""
+    record: Callable[[dict[str, Any]], None]
+    """One row of metrics.jsonl."""
+    explain: Callable[[Batch], str]
+    """What went wrong first in a micro batch whose loss is not finite, and which rows it holds."""
+    memory: Callable[[], int]
+    stop: StopFlag
+    progress: Progress = field(default_factory=Progress)
+
+
+def train(run: Training) -> Progress:
+    """Run the steps that are left; returns where it ended. A stop asked for in between saves and leaves."""
+    with private_randomness():
+        guard = FiniteGuard()
+        if run.progress.step == 0:
+            probe(run)
+        while run.progress.step < run.steps.total and run.progress.ended is None:
+            _one_step(run, guard)
+            _after_step(run)
+            if run.stop.stop is not None:
+                return run.progress
+        if run.progress.ended is None:
+            run.progress.ended = "finished"
+        return run.progress
+
+
+def probe(run: Training) -> None:
+    """Forward and backward of the largest micro batch, thrown away: memory fails in the first minute or never.
+
+    What it touches stays allocated, so the steps after it are no slower than the rest. It also checks that every
+    trainable parameter is reached (pitfalls P07, P23).
+    """
+    batch = run.steps.worst()
+    seed_micro_batch(run.seed, 0, 0)
+    loss = run.loss(batch)
+    (loss * (run.scale.value / max(1, batch.n_target_tokens))).backward()
+    if bool(torch.isfinite(loss)):
+        require_gradients(run.parameters)
+    run.optimizer.zero_grad()
+
+
+def _one_step(run: Training, guard: FiniteGuard) -> None:
+    """Gradients of all micro batches, one update, one row of metrics."""
+    began = time.perf_counter()
+    step, total = run.progress.step, run.steps.total
+    batches = run.steps.micro_batches(step)
+    targets = sum(batch.n_target_tokens for batch in batches)  # known before the first micro batch
+    tokens = sum(batch.n_tokens for batch in batches)
+    run.progress.step = step + 1
+    if targets == 0:  # nothing to learn from: 0 / 0 would be NaN (pitfall P02)
+        run.progress.skipped_steps += 1
+        return
+    loss = 0.0
+    for micro, batch in enumerate(batches):
+        seed_micro_batch(run.seed, step, micro)
+        micro_loss = run.loss(batch)
+        (micro_loss * (run.scale.value / targets)).backward()
+        loss += float(micro_loss.detach()) / targets
+    run.scale.unscale(run.parameters.values())
+    norm = run.optimizer.clip(run.settings.max_grad_norm)
+    warmup = warmup_steps(run.settings, total)
+    rate = learning_rate(step, total, warmup, run.peak_learning_rate, run.settings.lr_scheduler_type)
+    if _may_update(run, guard, step, loss, norm, batches):
+        run.optimizer.step(rate)
+    else:
+        run.progress.skipped_steps += 1
+        run.optimizer.zero_grad()
+    seconds = time.perf_counter() - began
+    run.progress.elapsed_s += seconds
+    run.progress.tokens += tokens
+    run.progress.target_tokens += targets
+    run.record(
+        {
+            "step": step + 1,
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens": tokens,
+            "target_tokens": targets,
+            "tokens_per_s": tokens / seconds,
+            "memory_bytes": run.memory(),
+            "elapsed_s": run.progress.elapsed_s,
+        }
+    )
+
+
+def _may_update(run: Training, guard: FiniteGuard, step: int, loss: float, norm: float, batches: list[Batch]) -> bool:
+    """False for a step whose loss or gradient is not finite; fp16 first tries a smaller loss scale."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        run.scale.succeeded()
+    elif math.isfinite(loss) and run.scale.overflowed():
+        return False
+    return guard.allows(step + 1, loss, norm, lambda: "; ".join(run.explain(batch) for batch in batches[:1]))
+
+
+def _after_step(run: Training) -> None:
+    """Evaluate and save where that is due."""
+    progress, settings = run.progress, run.settings
+    last = progress.step == run.steps.total
+    best = False
+    evaluated = progress.step % run.evaluate_every == 0 or last
+    if evaluated:
+        best = _evaluate(run)
+    by_count = settings.save_every is not None and progress.step % settings.save_every == 0
+    due = by_count or (settings.save_every is None and evaluated)
+    if due or best or last or progress.ended or run.stop.stop is not None:
+        run.save(best)
+
+
+def _evaluate(run: Training) -> bool:
+    """Validation loss now; True if it is the best so far. Sets `ended` when patience has run out."""
+    progress = run.progress
+    loss = run.validate(progress.step)
+    if loss is None:
+        return False
+    run.record({"step": progress.step, "validation_loss": loss})
+    if progress.best_loss is None or loss < progress.best_loss:
+        progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
+        return True
+    progress.evaluations_without_gain += 1
+    patience = run.settings.early_stopping_patience
+    if patience is not None and progress.evaluations_without_gain >= patience:
+        progress.ended = "early stopping"
+    return False

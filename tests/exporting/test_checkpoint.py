@@ -1,0 +1,210 @@
+"""Quantized checkpoints: written by Topcoat, loaded by transformers + bitsandbytes, the same numbers."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from topcoat.errors import TopcoatError
+from topcoat.exporting.checkpoint import quantize_checkpoint
+from topcoat.model.load import load_model
+from topcoat.model.safetensors_source import DirectorySource
+from topcoat.model.settings import ModelSettings
+from topcoat.model.tiny import save_tiny
+from topcoat.quant.linear import FrozenLinear
+from topcoat.quant.nf4 import Nf4
+from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
+
+NF4 = [Nf4Config(), Nf4Config(double_quant=False), Nf4Config(block_size=32)]
+IDS = torch.randint(3, 400, (2, 19), generator=torch.Generator().manual_seed(0))
+PROMPT = "The user asks a question"
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma2", "gpt_neox"])
+def tiny(request, tmp_path_factory):
+    """qwen2 ties its head and has biases, gemma2's heads are not its hidden size, gpt_neox names all differently."""
+    return save_tiny(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+def ours(folder, config):
+    settings = ModelSettings(
+        path=str(folder), quantization=config, compute_dtype="fp32", device="cpu", attention="eager"
+    )
+    return load_model(settings).model
+
+
+def logits(model):
+    """In training mode, where bitsandbytes computes in the dtype of the input; its CPU inference is bf16 or int8."""
+    return model.train()(input_ids=IDS).logits.detach()
+
+
+def linears(model, kind):
+    return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+@pytest.mark.parametrize("config", [Nf4Config(), Nf4Config(double_quant=False), Int8Config()], ids=str)
+def test_transformers_and_bitsandbytes_compute_what_we_compute(tiny, tmp_path, config):
+    bnb = pytest.importorskip("bitsandbytes")
+    quantize_checkpoint(DirectorySource(tiny), tmp_path / "out", config, "fp32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True, attn_implementation="eager")
+    model = ours(tiny, config)
+    kind = bnb.nn.Linear4bit if config.format == "nf4" else bnb.nn.Linear8bitLt
+    assert set(linears(theirs, kind)) == set(linears(model, FrozenLinear))  # blocks only: no head
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # and with the inference kernels: 2 % of the largest logit
+        difference = (theirs.eval()(input_ids=IDS).logits.float() - logits(model)).abs().max()
+    assert difference < 0.03 * logits(model).abs().max()
+
+
+@pytest.mark.parametrize("config", NF4, ids=str)
+def test_bitsandbytes_reads_back_the_very_weights(llama, tmp_path, config):
+    bnb = pytest.importorskip("bitsandbytes")
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", config, "fp32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
+    model = linears(ours(llama, config), FrozenLinear)
+    for name, module in linears(theirs, bnb.nn.Linear4bit).items():
+        weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        assert torch.equal(weight, model[name].dense_weight(torch.float32)), name
+
+
+@pytest.mark.parametrize("config", NF4, ids=str)
+def test_the_file_is_the_one_transformers_would_write(llama, tmp_path, config):
+    """Every tensor of a linear, its quant_state JSON included, byte for byte, against bitsandbytes' own writer."""
+    bnb = pytest.importorskip("bitsandbytes")
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", config, "bf16")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj"
+    weight = load_file(llama / "model.safetensors")[f"{name}.weight"]
+    codes, state = bnb.functional.quantize_4bit(
+        weight, blocksize=config.block_size, quant_type="nf4", compress_statistics=config.double_quant
+    )
+    state.dtype = torch.bfloat16  # transformers casts the weight to the model's dtype before it quantizes
+    expected = {f"{name}.weight": codes}
+    expected |= {f"{name}.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    assert {key for key in written if key.startswith(name)} == set(expected)
+    for key, value in expected.items():
+        assert written[key].dtype == value.dtype, key
+        assert torch.equal(written[key], value), key
+
+
+def test_a_dense_copy_is_an_ordinary_checkpoint_in_that_dtype(tiny, tmp_path):
+    report = quantize_checkpoint(DirectorySource(tiny), tmp_path / "out", DenseConfig(format="fp16"))
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    source = load_file(tiny / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    assert {name.replace("embed_out", "lm_head") for name in source} == {
+        name.replace("embed_out", "lm_head") for name in written
+    }
+    assert report["bits_per_weight"] == 16
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == "float16"
+    assert "quantization_config" not in config
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True, dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tiny, local_files_only=True, dtype=torch.float32)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=0.02, atol=0.02)
+
+
+def test_the_config_says_how_to_load_it(llama, tmp_path):
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", Nf4Config())
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())
+    quantization = facts["quantization_config"]
+    assert facts["dtype"] == quantization["bnb_4bit_compute_dtype"] == "bfloat16"
+    assert quantization["quant_method"] == "bitsandbytes"
+    assert quantization["load_in_4bit"] is True
+    assert quantization["bnb_4bit_quant_type"] == "nf4"
+    assert quantization["bnb_4bit_use_double_quant"] is True
+    assert quantization["llm_int8_skip_modules"] == ["lm_head"]
+
+
+def test_the_tokenizer_and_generation_settings_come_along(llama, tmp_path):
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", Int8Config())
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (llama / name).read_bytes()
+
+
+def test_a_source_without_files_to_copy_gets_its_tokenizer_written(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(DirectorySource, "files_to_copy", lambda self: [])  # as a GGUF has none
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", Int8Config())
+    one, other = (AutoTokenizer.from_pretrained(folder) for folder in (llama, tmp_path / "out"))
+    assert one(PROMPT)["input_ids"] == other(PROMPT)["input_ids"]
+    assert one.chat_template == other.chat_template
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_large_checkpoints_are_cut_into_shards_with_an_index(llama, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "one", Nf4Config(), "fp32")
+    report = quantize_checkpoint(DirectorySource(llama), tmp_path / "many", Nf4Config(), "fp32", shard_bytes=100_000)
+    assert len(report["files"]) > 2
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(report["files"])
+    assert index["metadata"]["total_size"] == report["bytes"]
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name, local_files_only=True) for name in ("one", "many")]
+    assert torch.equal(logits(models[0]), logits(models[1]))
+
+
+def test_the_report_tells_what_was_written(llama, tmp_path):
+    report = quantize_checkpoint(DirectorySource(llama), tmp_path / "out", Nf4Config())
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118  not a dict
+    assert report["format"] == "nf4"
+    assert report["linears"] == 14
+    assert report["tensors"] == len(tensors)
+    assert report["bytes"] == sum(tensor.nbytes for tensor in tensors)
+    assert 4.12 < report["bits_per_weight"] < 4.2
+    assert report["warnings"] == []
+
+
+def test_only_one_tensor_is_in_memory_at_a_time(llama, tmp_path, monkeypatch):
+    import weakref
+
+    alive, most, quantize = weakref.WeakSet(), 0, Nf4.quantize
+
+    def watched(self, weight):
+        nonlocal most
+        alive.add(weight)
+        most = max(most, len(alive))
+        return quantize(self, weight)
+
+    monkeypatch.setattr(Nf4, "quantize", watched)
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", Nf4Config())
+    assert most <= 2  # the one being read, while the last one's name is rebound
+
+
+def test_widths_that_bitsandbytes_misreads_on_a_cpu_are_reported(tmp_path):
+    folder = save_tiny(tmp_path / "odd", "llama", hidden_size=96, num_attention_heads=4)
+    report = quantize_checkpoint(DirectorySource(folder), tmp_path / "out", Nf4Config())
+    assert "in_features is 96" in report["warnings"][0]
+
+
+def test_a_damaged_weight_is_named_and_nothing_is_left(llama, tmp_path):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in llama.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        damaged = {key: value.clone() for key, value in tensors.items()}
+        damaged[name].view(-1)[3] = torch.nan
+        save_file(damaged, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(TopcoatError, match="not finite") as caught:
+            quantize_checkpoint(DirectorySource(folder), tmp_path / "out", Nf4Config())
+        assert name in str(caught.value)
+        assert "damaged" in caught.value.problems[0].fix
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+
+
+def test_an_existing_folder_is_not_overwritten(llama, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(TopcoatError, match="exists already"):
+        quantize_checkpoint(DirectorySource(llama), tmp_path / "out", Nf4Config())
+    assert (tmp_path / "out" / "mine").read_text() == "keep"
