@@ -16,7 +16,7 @@ def test_tokenizer_json_is_taken_as_it_stands(tmp_path):
     """AutoTokenizer gives a qwen2 directory Qwen2's splitting rule, whatever tokenizer.json says."""
     save_tiny(tmp_path, "qwen2")
     rules = json.loads((tmp_path / "tokenizer.json").read_text())
-    rules["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    rules["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
     backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     text = "it's 12345, or 6?"
