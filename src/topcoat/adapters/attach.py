@@ -41,7 +41,7 @@ class Adapters:
         """Every trainable parameter by its name in the plain model: `<path>.lora_A`, or `<path>.weight` of a copy."""
         if isinstance(self.config, FullConfig):
             return dict(self.model.named_parameters())  # a tied weight appears once
-        named = {}
+        named: dict[str, nn.Parameter] = {}
         for path, layer in self.layers.items():
             named |= {f"{path}.{name}": p for name, p in layer.named_parameters() if not name.startswith("base.")}
         for path, module in self.copies.items():
@@ -71,7 +71,9 @@ class Adapters:
                 "full fine-tuning has no adapter to switch off: the base's own weights were trained",
                 fix="load the base model beside it to compare",
             )
-        for module in (*self.layers.values(), *self.copies.values()):
+        for layer in self.layers.values():
+            layer.enabled = enabled
+        for module in self.copies.values():
             module.enabled = enabled
 
     def detach(self) -> nn.Module:

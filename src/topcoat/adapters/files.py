@@ -120,9 +120,7 @@ def read_peft_config(folder: Path) -> LoraConfig:
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         kind = values.get("peft_type") if isinstance(values, dict) else values
         raise TopcoatError(
-            f"peft_type is {kind!r}; this version reads LORA",
-            where=str(path),
-            fix="convert the adapter to LoRA with PEFT",
+            f"peft_type is {kind!r}; this version reads LORA", str(path), "convert the adapter to LoRA with PEFT"
         )
     problems = [
         Problem(

@@ -35,7 +35,7 @@ class LoraConfig(AdapterConfig):
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Linears to adapt: "all-linear" (all in the blocks, not the head), names such as q_proj, or regular
     expressions over the whole path such as `.*layers\\.[0-9]\\.mlp\\..*`."""
-    modules_to_save: list[str] = []
+    modules_to_save: list[str] = Field(default_factory=list)
     """Modules trained whole beside the adapter (a full fp32 copy each), such as lm_head of an untied model."""
 
 

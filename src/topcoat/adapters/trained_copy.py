@@ -34,4 +34,6 @@ class TrainedCopy(nn.Module):
     def weight(self) -> Tensor:
         """The weight that computes now, in the base's dtype: what a head's loss multiplies with."""
         module = self.copy if self.enabled else self.base
-        return module.weight.to(self.dtypes["weight"])
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.to(self.dtypes["weight"])

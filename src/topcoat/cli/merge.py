@@ -27,8 +27,9 @@ def command(
 
     target, proof = merge_run(run, out, lambda text: console.print(text, markup=False))
     console.print(
-        f"merged into {target}: over {proof.tokens} positions of {proof.prompts} held-out prompts the logits differ by "
-        f"{proof.relative_error:.1e} (at most {proof.tolerance:.0e}), top-1 agreement {100 * proof.top1_agreement:.1f} %",
+        f"merged into {target}: on {proof.prompts} held-out prompts ({proof.tokens} positions) the logits differ by "
+        f"{proof.relative_error:.1e} (at most {proof.tolerance:.0e} is rounding), top-1 agreement "
+        f"{100 * proof.top1_agreement:.1f} %",
         markup=False,
     )
     if json:

@@ -1,4 +1,4 @@
-"""The end of a run for people: scores before and after, answers side by side, where the files are, what to type next."""
+"""The end of a run for people: scores and answers before and after, where the files are, what to type next."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class DataSettings(Config):
     """A file of held-out rows, or the share of the training rows to hold out (seeded), or null for none."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
     """Shape of a row. auto recognises it from the columns and says which it took."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Renames: {prompt: question, completion: answer} reads the file's `question` as `prompt`."""
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Most tokens of one example. auto is the longest example, or the model's context if that is shorter."""

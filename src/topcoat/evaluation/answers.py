@@ -37,7 +37,7 @@ def answer(
     for start in range(0, len(questions), batch_size):
         prompts = [question.prompt_ids for question in questions[start : start + batch_size]]
         ids = generate(model, tokenizer, prompts, max_new_tokens, stop_ids)
-        answers += [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        answers += [str(tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
         if on_answer is not None:
             on_answer(len(answers))
     return answers

@@ -12,7 +12,7 @@ from topcoat.config import Config
 class EvaluateSettings(Config):
     """What is measured on the validation rows, for the base and for the adapter."""
 
-    metrics: list[Literal["perplexity", "exact_match"]] = ["perplexity"]
+    metrics: list[Literal["perplexity", "exact_match"]] = Field(["perplexity"])
     """perplexity: exp of the mean loss of the target tokens. exact_match: share of greedy answers equal to the
     reference after stripping outer white space."""
     every: Annotated[int, Field(ge=1)] | None = None

@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from topcoat.adapters.attach import Adapters
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.exporting.proof import Proof, compare, logits_of
@@ -20,9 +18,8 @@ from topcoat.exporting.shards import write_shards
 from topcoat.files import publish_directory, write_file
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
+from topcoat.quant.dense import NAMES
 from topcoat.quant.settings import DenseConfig
-
-_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def merge_model(
@@ -37,13 +34,13 @@ def merge_model(
     base.model.eval()
     expected = logits_of(base.model, prompts)
     with publish_directory(out) as temporary:
-        say(f"writing {_FORMATS[dtype]} weights")
+        say(f"writing {NAMES[dtype]} weights")
         write_model(base, adapters, temporary)
         say(f"proving it on {len(prompts)} held-out prompts")
         again = load_model(
             ModelSettings(
                 path=str(temporary),
-                quantization=DenseConfig(format=_FORMATS[dtype]),  # type: ignore[arg-type]
+                quantization=DenseConfig(format=NAMES[dtype]),
                 compute_dtype="fp32",
                 device=base.settings.device,
                 attention=base.settings.attention,

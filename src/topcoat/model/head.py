@@ -15,8 +15,8 @@ class Head:
     """logits = c * tanh(W decoder(x) / c), or W decoder(x) without a soft cap."""
 
     decoder: nn.Module
-    linear: nn.Module
-    """Has `weight` (V, D) and no bias: the head itself, or the copy that trains in its place."""
+    weight: Tensor
+    """(V, D): the head's, or that of the copy that trains in its place."""
     softcap: float | None
 
 
@@ -26,6 +26,7 @@ def plain_head(model: PreTrainedModel) -> Head | None:
     if family is None:
         return None
     linear = model.get_submodule(family.head)
-    if getattr(linear, "bias", None) is not None or not isinstance(linear.weight, Tensor):
+    weight = linear.weight
+    if getattr(linear, "bias", None) is not None or not isinstance(weight, Tensor):
         return None
-    return Head(model.get_submodule(family.decoder), linear, logit_softcap(model.config))
+    return Head(model.get_submodule(family.decoder), weight, logit_softcap(model.config))

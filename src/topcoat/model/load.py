@@ -42,6 +42,16 @@ class Base:
     device: torch.device
     source: Source
 
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding: token ids go below this."""
+        return embedding_rows(self.model)
+
+    @property
+    def context_length(self) -> int:
+        """Positions the model was made for; very large where its config says none."""
+        return getattr(self.source.config, "max_position_embeddings", None) or 1 << 30
+
 
 def load_model(settings: ModelSettings) -> Base:
     """The base model that `settings` describe.
@@ -56,9 +66,9 @@ def load_model(settings: ModelSettings) -> Base:
     tokenizer = source.tokenizer()
     set_chat_template(tokenizer, settings.chat_template)
     model = build_skeleton(source.config, dtype, resolve_attention(settings, source.config))
-    check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], str(source.path))
+    check_vocabulary(tokenizer, embedding_rows(model), str(source.path))
     base = fill(model, source, format, dtype, device)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to in a decorator mypy cannot see through
     _set_generation(model, source)
     identity = Identity(
         base=base,
@@ -69,6 +79,13 @@ def load_model(settings: ModelSettings) -> Base:
         source=settings.path,
     )
     return Base(model, tokenizer, identity, settings, dtype, device, source)
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """V, the rows of the input embedding; may be more than the tokenizer has tokens."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
 
 
 def resolve_device(name: str) -> torch.device:

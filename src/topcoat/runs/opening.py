@@ -125,7 +125,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
             base.model,
             adapters.parameters(),
             tokens=steps.worst().n_tokens,
-            vocab=base.model.get_input_embeddings().weight.shape[0],
+            vocab=base.vocab_rows,
             chunk_rows=CHUNK_ROWS,
             checkpointing=settings.gradient_checkpointing,
             runtime_bytes=runtime_bytes,

@@ -56,10 +56,12 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         before = memory_bytes_now()
         base = load_model(recipe.model)  # frozen, quantized while it streams in
         stop.check()
-        vocab = base.model.get_input_embeddings().weight.shape[0]
-        context = base.source.config.max_position_embeddings
         data = load_data(
-            recipe.data, base.tokenizer, context_length=context, seed=recipe.seed, vocab_rows=vocab
+            recipe.data,
+            base.tokenizer,
+            context_length=base.context_length,
+            seed=recipe.seed,
+            vocab_rows=base.vocab_rows,
         )
         stop.check()
         adapters = attach(base.model, recipe.adapter, recipe.seed)  # from here on, the only parameters that train

@@ -36,7 +36,7 @@ class FiniteGuard:
         if self._in_a_row < PATIENCE:
             return False
         raise Refused(
-            f"loss {loss} and gradient norm {grad_norm} at step {step}, the {PATIENCE}rd such step in a row; {culprit()}",
+            f"loss {loss} and gradient norm {grad_norm} at step {step}, {PATIENCE} such steps in a row; {culprit()}",
             where=f"step {step}",
             fix="lower train.learning_rate, compute in fp32 (model.compute_dtype: fp32), or look at the rows named; "
             "the last good adapter is in the newest checkpoint",

@@ -34,9 +34,6 @@ def default_learning_rate(method: str, parameters: int) -> float:
     135M 1e-3; up to 1B 5e-4; up to 3B 3e-4; up to 13B 2e-4; above 1e-4. Centres of a sweep, from the QLoRA paper's
     table (arXiv:2305.14314, B.2) and the rank-free fit of "LoRA Without Regret" (Thinking Machines, 2025).
     """
-    for limit, rate in ((0.35e9, 1e-3), (1.2e9, 5e-4), (4e9, 3e-4), (20e9, 2e-4)):
-        if parameters < limit:
-            break
-    else:
-        rate = 1e-4
+    by_size = ((0.35e9, 1e-3), (1.2e9, 5e-4), (4e9, 3e-4), (20e9, 2e-4), (math.inf, 1e-4))
+    rate = next(rate for limit, rate in by_size if parameters < limit)
     return rate / 10 if method == "full" else rate

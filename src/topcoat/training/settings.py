@@ -51,5 +51,5 @@ class TrainSettings(Config):
     """Newest checkpoints kept, the best one besides."""
     early_stopping_patience: Positive | None = None
     """Stop after this many evaluations without a better validation loss. null never does."""
-    report_to: list[Literal["tensorboard", "wandb"]] = []
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Trackers that get the figures of metrics.jsonl as well; each only if it is installed."""

@@ -32,8 +32,7 @@ def sft(model: PreTrainedModel, batch: Batch) -> Tensor:
         return F.cross_entropy(logits.float(), targets, reduction="sum")
     hidden = head.decoder(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # (B * T, D)
     rows = hidden.index_select(0, positions)  # (N, D)
-    weight = head.linear.weight
-    return linear_cross_entropy(rows.to(weight.dtype), weight, targets, head.softcap)
+    return linear_cross_entropy(rows.to(head.weight.dtype), head.weight, targets, head.softcap)
 
 
 def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
