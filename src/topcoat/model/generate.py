@@ -56,8 +56,8 @@ def generate(
     pad = tokenizer.pad_token_id or 0
     was_training = model.training
     model.eval()
-    # The head gets the last position cut out of (B, T, D). Given a strided view, torch's linear copies the head's weight
-    # once for every row (1.8 GB a step for 32 rows of SmolLM2); given contiguous rows, it multiplies once.
+    # The head gets the last position cut out of (B, T, D). Given that strided view, torch's linear copies the head's
+    # weight once for every row (1.8 GB for 32 rows of SmolLM2); given contiguous rows, it multiplies once.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     try:
         with torch.no_grad():
