@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from topcoat.cli.output import make_console
-from topcoat.cli.process import prepare_process
+from topcoat.cli.process import model_of, prepare_process
 
 HELP = """/adapter off   answer with the base alone; /adapter on switches back
 /system TEXT   set the system message and start over
@@ -27,7 +26,7 @@ def command(
 ) -> int:
     """Chat with a model, or with a run's adapter on its base. /help lists what can be typed besides messages."""
     console = make_console()
-    prepare_process(None if Path(what).exists() else what, console)
+    prepare_process(model_of(what), console)
 
     from topcoat.runs.conversation import Chat, open_chat
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from topcoat.cli.output import make_console, print_json
-from topcoat.cli.process import prepare_process
+from topcoat.cli.process import model_of, prepare_process
+from topcoat.runs.folder import RunFolder
 
 
 def command(
@@ -21,7 +22,8 @@ def command(
     It is called done only after its logits on held-out prompts equal those of base + adapter within rounding.
     """
     console = make_console(json)
-    prepare_process(None, console)
+    RunFolder(run).require_run()
+    prepare_process(model_of(str(run)), console)
 
     from topcoat.runs.merging import merge_run
 

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
+from topcoat.errors import TopcoatError
 from topcoat.planning.machine import usable_cores
-from topcoat.recipe.named_files import looks_local
+from topcoat.recipe.load import load_recipe
+from topcoat.recipe.named_files import looks_local, near_names
+from topcoat.runs.folder import RunFolder
 
 
 def prepare_process(model: str | None, console: Console) -> dict[str, str]:
@@ -41,3 +45,17 @@ def prepare_process(model: str | None, console: Console) -> dict[str, str]:
     said = ", ".join(f"{name}={value}" for name, value in made.items()) or "nothing to set"
     console.print(f"process: {said} (TOPCOAT_KEEP_ENV=1 leaves the environment alone)", style="dim", markup=False)
     return made
+
+
+def model_of(run_or_model: str) -> str:
+    """The model that will be loaded for a run folder, which its recipe names, or else the path or hub id itself.
+
+    Raises TopcoatError for a local path that is not there.
+    """
+    folder = RunFolder(Path(run_or_model))
+    if folder.recipe.is_file():
+        return load_recipe(folder.recipe, check_files=False).model.path
+    if looks_local(run_or_model) and not Path(run_or_model).expanduser().exists():
+        what = f"{run_or_model} is not there; expected a run folder, a model directory or a .gguf file"
+        raise TopcoatError(what, fix=near_names(Path(run_or_model)))
+    return run_or_model

@@ -45,16 +45,18 @@ def comparison(folder: Path, most: int) -> RenderableType:
 
 def next_steps(result: Result) -> Group:
     """Where the files are, and the commands that come next."""
-    folder = result.folder
-    return Group(
-        Text(f"run      {folder}"),
-        Text(f"adapter  {result.adapter}"),
-        Text(f"report   {folder / 'report.html'}"),
-        Text(),
-        Text("next"),
-        Text(f"  topcoat chat {folder}      talk to it; /adapter off compares with the base"),
-        Text(f"  topcoat merge {folder}     one model from base and adapter, proved"),
-    )
+    folder, whole = result.folder, result.adapter == RunFolder(result.folder).model
+    lines = [
+        f"run      {folder}",
+        f"{'model  ' if whole else 'adapter'}  {result.adapter}",
+        f"report   {folder / 'report.html'}",
+        "",
+        "next",
+        f"  topcoat chat {folder}      talk to it" + ("" if whole else "; /adapter off compares with the base"),
+    ]
+    if not whole:
+        lines.append(f"  topcoat merge {folder}     one model from base and adapter, proved")
+    return Group(*map(Text, lines))
 
 
 def scores_line(label: str, scores: Scores) -> str:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor
+
+from topcoat.files import write_new
+from topcoat.training.tensor_file import on_host, pieces
 
 SHARD_BYTES = 2 * 10**9  # what hubs and servers are used to; also the memory that writing takes
 
@@ -41,5 +43,5 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byte
 
 
 def _write(tensors: dict[str, Tensor], folder: Path, number: int) -> list[str]:
-    safetensors.torch.save_file(tensors, folder / f"part-{number}", metadata={"format": "pt"})
+    write_new(folder / f"part-{number}", pieces(on_host(tensors)))
     return list(tensors)

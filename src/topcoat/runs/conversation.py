@@ -100,6 +100,7 @@ def open_chat(what: str, say: Callable[[str], None]) -> Chat:
     if not folder.recipe.is_file():
         return Chat(load_model(ModelSettings(path=what)), None)
     recipe = load_recipe(folder.recipe, check_files=False)
+    folder.require_trained(recipe.adapter)
     if isinstance(recipe.adapter, FullConfig):
         say(f"loading {folder.model}")
         return Chat(load_model(ModelSettings(path=str(folder.model))), None)

@@ -11,17 +11,14 @@ from pathlib import Path
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.files import save_adapter
 from topcoat.adapters.settings import FullConfig
-from topcoat.data.load import Dataset
 from topcoat.exporting.merge import write_model
 from topcoat.files import discard, publish_directory, write_file
 from topcoat.model.load import Base
 from topcoat.report.card import model_card
 from topcoat.runs.folder import RunFolder, read_json, write_json
 from topcoat.runs.listener import Listener
-from topcoat.runs.opening import RunPlan
 from topcoat.report.page import write_report
-from topcoat.recipe.schema import Recipe
-from topcoat.runs.scoring import Scorer, Scores
+from topcoat.runs.scoring import Scores
 from topcoat.runs.session import Session, put
 from topcoat.training.loop import Progress
 from topcoat.training.memory import peak_memory_bytes
@@ -39,23 +36,13 @@ def keep_best(session: Session, progress: Progress, listener: Listener) -> None:
     listener.say(f"the adapter is that of step {best.step}, the lowest validation loss ({progress.best_loss:.4f})")
 
 
-def finish(
-    folder: RunFolder,
-    recipe: Recipe,
-    base: Base,
-    adapters: Adapters,
-    data: Dataset,
-    scorer: Scorer,
-    before: Scores,
-    progress: Progress,
-    plan: RunPlan,
-    listener: Listener,
-) -> Scores:
+def finish(session: Session, before: Scores, progress: Progress, listener: Listener) -> Scores:
     """Save what was trained, score it, and write the files people read. Returns the adapter's scores."""
-    final = save_trained(folder, base, adapters)
+    folder, recipe, base = session.folder, session.recipe, session.base
+    final = session.patiently(lambda: save_trained(folder, base, session.adapters))
     listener.say(f"saved {final}")
-    tuned = scorer.scores(listener, "asking the adapter")
-    questions = scorer.questions
+    tuned = session.scorer.scores(listener, "asking the adapter")
+    questions = session.scorer.questions
     results = {
         "rows": len(questions),
         "base": before.as_json(),
@@ -70,10 +57,10 @@ def finish(
             {"prompt": q.prompt, "reference": q.reference, "base": b, "adapter": a}
             for q, b, a in zip(questions, before.answers, tuned.answers, strict=True)
         ],
-        "data": data.report.to_dict(),
+        "data": session.data.report.to_dict(),
     }
     write_json(folder.results, results)
-    write_json(folder.plan, plan.bill.as_json() | {"measured_peak_bytes": peak_memory_bytes(base.device)})
+    write_json(folder.plan, session.plan.bill.as_json() | {"measured_peak_bytes": peak_memory_bytes(base.device)})
     card = model_card(
         {
             "name": folder.path.resolve().name,
@@ -92,7 +79,7 @@ def finish(
 
 def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
     """The adapter as a PEFT directory, or the whole model after full fine-tuning; replaces one of an earlier try."""
-    final = folder.model if isinstance(adapters.config, FullConfig) else folder.adapter
+    final = folder.trained(adapters.config)
     if final.exists():
         discard(final)
     with publish_directory(final) as temporary:

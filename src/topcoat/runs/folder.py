@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from topcoat.adapters.settings import AdapterConfig, FullConfig
 from topcoat.errors import TopcoatError
 from topcoat.files import write_file
 
@@ -79,6 +80,10 @@ class RunFolder:
         """The page for people."""
         return self.path / "report.html"
 
+    def trained(self, method: AdapterConfig) -> Path:
+        """What a finished run of `method` is delivered as: the whole model of full fine-tuning, else the adapter."""
+        return self.model if isinstance(method, FullConfig) else self.adapter
+
     def holds_a_run(self) -> bool:
         """True if a run was started here."""
         return self.recipe.exists() or self.checkpoints.exists()
@@ -109,6 +114,17 @@ class RunFolder:
                 where=str(self.path),
                 fix="give the folder that `topcoat train` wrote (the recipe's `output`)",
             )
+
+    def require_trained(self, method: AdapterConfig) -> Path:
+        """`trained(method)`. Raises TopcoatError if the run has not come that far."""
+        path = self.trained(method)
+        if not path.is_dir():
+            raise TopcoatError(
+                f"the run has not finished: {path.name}/ is not there yet",
+                where=str(self.path),
+                fix=f"finish it first: topcoat train {self.recipe} --resume",
+            )
+        return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,12 +31,7 @@ def merge_run(run: Path, out: Path | None = None, say: Callable[[str], None] = l
             where=str(run),
             fix=f"use {folder.model} as it is",
         )
-    if not folder.adapter.is_dir():
-        raise TopcoatError(
-            "the run has no adapter yet",
-            where=str(run),
-            fix=f"finish it first: topcoat train {folder.recipe} --resume",
-        )
+    folder.require_trained(recipe.adapter)
     target = out or folder.merged
     if target.exists():
         raise TopcoatError(f"{target} exists already", where="--out", fix="name another folder, or delete this one")

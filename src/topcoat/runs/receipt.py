@@ -19,7 +19,16 @@ from topcoat.recipe.schema import Recipe
 
 LIBRARIES = ("topcoat", "torch", "transformers", "safetensors", "gguf", "tokenizers", "numpy", "bitsandbytes")
 # Settings that may differ between a run and its continuation: they change no number of the training.
-FREE_ON_RESUME = ("output", "train.keep_checkpoints", "train.save_every", "train.report_to", "model.path", "data.train")
+# Of files it is the content that counts, and that is in the receipt: a moved file is the same file.
+FREE_ON_RESUME = (
+    "output",
+    "train.keep_checkpoints",
+    "train.save_every",
+    "train.report_to",
+    "model.path",
+    "model.chat_template",
+    "data.train",
+)
 
 
 def receipt(recipe: Recipe, base: Base) -> dict[str, Any]:
@@ -57,14 +66,15 @@ def checkpoint_identity(recipe: Recipe, written: dict[str, Any]) -> dict[str, st
         "base model": base["base"],
         "tokenizer": base["tokenizer"],
         "chat template": base["chat_template"],
+        "compute dtype": written["compute_dtype"],
         "data": _hash(written["data"]),
-        "recipe": _hash({key: v for key, v in flat(recipe).items() if key not in FREE_ON_RESUME}),
+        "recipe": _hash(decisive(recipe)),
     }
 
 
 def require_same_recipe(started: Recipe, now: Recipe, where: str) -> None:
     """Raises TopcoatError listing every setting that changed and would change the numbers of the run."""
-    before, after = flat(started), flat(now)
+    before, after = decisive(started), decisive(now)
     problems = [
         Problem(
             f"{key} was {_show(before.get(key))} when the run began and is {_show(after.get(key))} now",
@@ -72,10 +82,18 @@ def require_same_recipe(started: Recipe, now: Recipe, where: str) -> None:
             f"write {key}={_show(before.get(key))} to continue, or name another output for a new run",
         )
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in FREE_ON_RESUME
+        if before.get(key) != after.get(key)
     ]
     if problems:
         raise TopcoatError.gather(problems)
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value of every setting that decides the numbers of the run."""
+    values = {key: value for key, value in flat(recipe).items() if key not in FREE_ON_RESUME}
+    if isinstance(recipe.data.validation, str):
+        values["data.validation"] = "a file"
+    return values
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One run told as a story: load, attach, data, bill, score the base, train, save, score the adapter, report.
 
 This is the whole program on one screen; every line is a part that can be read alone. From here the way to the optimizer
-step is `runs/training.py`, then `training/loop.py`.
+step is `training/loop.py`, by way of `runs/session.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from topcoat.runs.session import prepare
 from topcoat.training.loop import train
 from topcoat.training.memory import memory_bytes
 from topcoat.training.signals import StopSignals
+from topcoat.training.trackers import require_installed
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
     """
     listener = listener or Silent()
     folder = RunFolder(Path(recipe.output))
+    require_installed(recipe.train.report_to)
     (continue_run if resume else open_run)(folder, recipe)
     with _signals() as stop, RunLock(folder.path):
+        (continue_run if resume else open_run)(folder, recipe)  # again: another run may have ended here meanwhile
         before = memory_bytes_now()
         base = load_model(recipe.model)  # frozen, quantized while it streams in
         stop.check()
@@ -77,19 +80,19 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
             recipe.evaluate,
             budget_tokens=plan.micro_batch_tokens,
             packing=recipe.data.packing,
-            check=stop.check,
+            check=lambda: leave_if_asked(stop, folder),
         )
         training = prepare(folder, recipe, base, adapters, data, plan, scorer, stop, listener)
         scored = training.base_scores(listener)  # before anything is trained; kept for a resume
         began = time.perf_counter()
         with listener.progress("training", plan.steps.total) as advance:
             progress = train(training.loop(advance))
-        if stop.stop is not None and progress.ended is None:
-            raise interrupted(stop, progress.step, folder)
+        if stop.stop is not None:
+            raise interrupted(stop, f"saved step {progress.step}", folder)
         keep_best(training, progress, listener)
         seconds = progress.elapsed_s or time.perf_counter() - began
-        tuned = finish(folder, recipe, base, adapters, data, scorer, scored, progress, plan, listener)
-        return Result(folder.path, folder.adapter, scored, tuned, seconds, progress.step)
+        tuned = finish(training, scored, progress, listener)
+        return Result(folder.path, folder.trained(recipe.adapter), scored, tuned, seconds, progress.step)
 
 
 def memory_bytes_now() -> int:
@@ -99,12 +102,16 @@ def memory_bytes_now() -> int:
     return memory_bytes(torch.device("cpu"))
 
 
-def interrupted(stop: StopSignals, step: int, folder: RunFolder) -> Interrupted:
+def leave_if_asked(stop: StopSignals, folder: RunFolder) -> None:
+    """Leave an evaluation once a stop was asked for. Raises Interrupted; the last checkpoint stands."""
+    if stop.stop is not None:
+        raise interrupted(stop, "stopped while evaluating; every step so far is saved", folder)
+
+
+def interrupted(stop: StopSignals, what: str, folder: RunFolder) -> Interrupted:
     """The message after a stop that was asked for: what is saved and how to go on."""
     assert stop.stop is not None
-    error = Interrupted(
-        f"{stop.stop.name}: saved step {step}", where=str(folder.path), fix="the same command with --resume continues"
-    )
+    error = Interrupted(f"{stop.stop.name}: {what}", str(folder.path), "the same command with --resume continues")
     error.exit_code = stop.stop.exit_code
     return error
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from topcoat.adapters.attach import Adapters
+from topcoat.adapters.settings import FullConfig
 from topcoat.data.batches import Batch
 from topcoat.data.load import Dataset
 from topcoat.errors import Refused, TopcoatError
@@ -33,6 +37,8 @@ from topcoat.training.signals import StopSignals
 from topcoat.training.trackers import Tracker, trackers
 
 PROBES = 8  # held-out prompts kept for proofs
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -62,7 +68,8 @@ class Session:
             stored = read_json(self.folder.results)
             answers = tuple(sample["base"] for sample in stored["samples"])
             return Scores(stored["base"]["perplexity"], stored["base"]["exact_match"], answers)
-        scores = self.scorer.scores(listener, "asking the base")
+        with nullcontext() if isinstance(self.adapters.config, FullConfig) else self.adapters.off():
+            scores = self.scorer.scores(listener, "asking the base")
         questions = self.scorer.questions
         write_json(
             self.folder.results,
@@ -91,7 +98,7 @@ class Session:
             scale=self.scale,
             evaluate_every=self.plan.evaluate_every,
             validate=self._validate,
-            save=self._save,
+            save=self.save,
             record=lambda row: self._record(row, advance),
             explain=self._explain,
             memory=lambda: memory_bytes(self.base.device),
@@ -108,8 +115,14 @@ class Session:
         self.metrics.truncate(checkpoint.state["metrics_bytes"])
         self.samples.truncate(checkpoint.state["samples_bytes"])
 
-    def _save(self, best: bool) -> None:
-        """One checkpoint; a full disk pauses the run until there is room or a stop is asked for (pitfall P31)."""
+    def patiently(self, save: Callable[[], T]) -> T:
+        """What `save()` returns; a full disk pauses the run until there is room or a stop is asked for (P31)."""
+        return save_with_patience(
+            save, lambda error: self.listener.say(str(error)), lambda: self.stop.stop is not None
+        )
+
+    def save(self, best: bool) -> None:
+        """One checkpoint of all that the next step depends on."""
         tensors: dict[str, dict[str, Tensor]] = {
             "adapter": {name: p.detach() for name, p in self.adapters.parameters().items()},
             "optimizer": self.optimizer.state(),
@@ -118,17 +131,13 @@ class Session:
             "progress": asdict(self.progress),
             "optimizer_steps": self.optimizer.steps,
             "loss_scale": asdict(self.scale),
-            "metrics_bytes": self.metrics.length(),
-            "samples_bytes": self.samples.length(),
+            "metrics_bytes": self.patiently(self.metrics.length),
+            "samples_bytes": self.patiently(self.samples.length),
         }
-        save_with_patience(
-            lambda: self.checkpoints.save(self.progress.step, tensors, state, best=best),
-            lambda error: self.listener.say(f"{error}\ntraining is paused; it continues as soon as there is room"),
-            lambda: self.stop.stop is not None,
-        )
+        self.patiently(lambda: self.checkpoints.save(self.progress.step, tensors, state, best=best))
 
     def _record(self, row: dict[str, Any], advance: Advance) -> None:
-        self.metrics.write(row)
+        self.patiently(lambda: self.metrics.write(row))
         for tracker in self.trackers:
             tracker(row)
         advance(row["step"], row)
@@ -136,9 +145,11 @@ class Session:
     def _validate(self, step: int) -> float | None:
         """Mean validation loss, and the answers to a few fixed prompts for samples.jsonl."""
         questions = self.scorer.questions[: self.recipe.evaluate.samples]
-        for q, a in zip(questions, self.scorer.ask(questions, Silent(), "samples"), strict=True):
-            self.samples.write({"step": step, "prompt": q.prompt, "reference": q.reference, "answer": a})
-        return self.scorer.loss()
+        answers, loss = self.scorer.ask(questions, Silent(), "samples"), self.scorer.loss()
+        for q, a in zip(questions, answers, strict=True):  # only now: a stop in between leaves no half evaluation
+            row = {"step": step, "prompt": q.prompt, "reference": q.reference, "answer": a}
+            self.patiently(partial(self.samples.write, row))
+        return loss
 
     def _explain(self, batch: Batch) -> str:
         places = [self.data.train[row].row.place for row in batch.rows[:4]]
@@ -187,21 +198,25 @@ def prepare(
         samples=MetricsLog(folder.samples),
         trackers=trackers(recipe.train.report_to, folder.path, listener.say),
     )
-    if resumed:
-        _resume(session, listener)
-    else:
+    if not (resumed and _resume(session, listener)):
         session.metrics.truncate(0)
         session.samples.truncate(0)
-        session._save(False)  # step 0: a disk that cannot hold a checkpoint says so now, not at the end (P30, P31)
+        session.save(False)  # step 0: a disk that cannot hold a checkpoint says so now, not at the end (P30, P31)
         session.checkpoints.require_room(folder.checkpoints / "step-00000000")
     return session
 
 
-def _resume(session: Session, listener: Listener) -> None:
-    """Go on from the newest checkpoint that verifies; say which were passed over and why."""
+def _resume(session: Session, listener: Listener) -> bool:
+    """Go on from the newest checkpoint that verifies; say which were passed over and why.
+
+    False if the run died before its first checkpoint was there. Raises Refused if there are some and all are damaged.
+    """
     checkpoint = session.checkpoints.newest()
     for reason in session.checkpoints.skipped:
         listener.say(reason)
+    if checkpoint is None and not session.checkpoints.skipped:
+        listener.say("no checkpoint was saved yet; starting at step 0")
+        return False
     if checkpoint is None:
         raise Refused(
             f"no checkpoint in {session.folder.checkpoints} can be used",
@@ -210,6 +225,7 @@ def _resume(session: Session, listener: Listener) -> None:
         )
     session.restore(checkpoint)
     listener.say(f"resuming at step {checkpoint.step} of {session.plan.steps.total}")
+    return True
 
 
 def put(adapters: Adapters, tensors: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from topcoat.data.batches import Batch
+from topcoat.errors import Interrupted
 from topcoat.training.guards import FiniteGuard, require_gradients
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.optimizer import Optimizer
@@ -55,6 +57,8 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    evaluated_step: int = 0
+    """The last step whose evaluation is done; a run stopped during an evaluation makes it up first."""
     elapsed_s: float = 0.0
     skipped_steps: int = 0
     ended: str | None = None
@@ -76,7 +80,7 @@ class Training:
     scale: LossScale
     evaluate_every: int
     validate: Callable[[int], float | None]
-    """Step -> mean validation loss, or None without validation rows."""
+    """Step -> mean validation loss, or None without validation rows; may raise Interrupted once `stop` is set."""
     save: Callable[[bool], None]
     """Write a checkpoint now; True if the adapter is the best so far."""
     record: Callable[[dict[str, Any]], None]
@@ -94,12 +98,12 @@ def train(run: Training) -> Progress:
         guard = FiniteGuard()
         if run.progress.step == 0:
             probe(run)
-        while run.progress.step < run.steps.total and run.progress.ended is None:
+        elif _evaluation_is_due(run):
+            _after_step(run)
+        while run.stop.stop is None and run.progress.ended is None and run.progress.step < run.steps.total:
             _one_step(run, guard)
             _after_step(run)
-            if run.stop.stop is not None:
-                return run.progress
-        if run.progress.ended is None:
+        if run.stop.stop is None and run.progress.ended is None:
             run.progress.ended = "finished"
         return run.progress
 
@@ -178,23 +182,31 @@ def _after_step(run: Training) -> None:
     progress, settings = run.progress, run.settings
     last = progress.step == run.steps.total
     best = False
-    evaluated = progress.step % run.evaluate_every == 0 or last
-    if evaluated:
-        best = _evaluate(run)
+    evaluates = _evaluation_is_due(run)
+    if evaluates:
+        with suppress(Interrupted):  # asked to stop meanwhile: the step is saved all the same
+            best = _evaluate(run)
     by_count = settings.save_every is not None and progress.step % settings.save_every == 0
-    due = by_count or (settings.save_every is None and evaluated)
+    due = by_count or (settings.save_every is None and evaluates)
     if due or best or last or progress.ended or run.stop.stop is not None:
         run.save(best)
+
+
+def _evaluation_is_due(run: Training) -> bool:
+    """True between a step that an evaluation follows and the end of that evaluation."""
+    step = run.progress.step
+    return run.progress.evaluated_step < step and (step % run.evaluate_every == 0 or step == run.steps.total)
 
 
 def _evaluate(run: Training) -> bool:
     """Validation loss now; True if it is the best so far. Sets `ended` when patience has run out."""
     progress = run.progress
     loss = run.validate(progress.step)
+    progress.evaluated_step = progress.step
     if loss is None:
         return False
     run.record({"step": progress.step, "validation_loss": loss})
-    if progress.best_loss is None or loss < progress.best_loss:
+    if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
         progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
         return True
     progress.evaluations_without_gain += 1

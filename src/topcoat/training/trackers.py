@@ -13,35 +13,38 @@ Tracker = Callable[[dict[str, Any]], None]
 
 
 def trackers(names: Iterable[str], folder: Path, warn: Callable[[str], None]) -> list[Tracker]:
-    """One function a tracker, each taking a row of metrics.
-
-    Raises TopcoatError naming every tracker that is not installed.
-    """
+    """One function a tracker, each taking a row of metrics. Raises TopcoatError naming those not installed."""
     names = list(names)
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise TopcoatError.gather(
-            [
-                Problem(
-                    f"report_to names {name}, which is not installed",
-                    "train.report_to",
-                    f"pip install {name}, or leave it out: metrics.jsonl and report.html need no tracker",
-                )
-                for name in missing
-            ]
+    require_installed(names)
+    return [_guarded(name, folder, warn) for name in names]
+
+
+def require_installed(names: Iterable[str]) -> None:
+    """Raises TopcoatError naming every tracker that is not installed."""
+    problems = [
+        Problem(
+            f"report_to names {name}, which is not installed",
+            "train.report_to",
+            f"pip install {name}, or leave it out: metrics.jsonl and report.html need no tracker",
         )
-    makers = {"tensorboard": _tensorboard, "wandb": _wandb}
-    return [_guarded(name, makers[name](folder), warn) for name in names]
+        for name in names
+        if find_spec(name) is None
+    ]
+    if problems:
+        raise TopcoatError.gather(problems)
 
 
-def _guarded(name: str, tracker: Tracker, warn: Callable[[str], None]) -> Tracker:
+def _guarded(name: str, folder: Path, warn: Callable[[str], None]) -> Tracker:
+    """The tracker, opened at its first row; once it fails it is left out."""
+    tracker: Tracker | None = None
     broken = False
 
     def record(row: dict[str, Any]) -> None:
-        nonlocal broken
+        nonlocal broken, tracker
         if broken:
             return
         try:
+            tracker = tracker or MAKERS[name](folder)
             tracker(row)
         except Exception as error:  # whatever a third-party tracker raises, the run goes on
             broken = True
@@ -72,3 +75,7 @@ def _wandb(folder: Path) -> Tracker:
         run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     return record
+
+
+MAKERS: dict[str, Callable[[Path], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}
+"""Name in report_to -> run folder -> tracker."""
