@@ -36,6 +36,8 @@ class Adapters:
     layers: dict[str, Adapter] = field(default_factory=dict)
     copies: dict[str, TrainedCopy] = field(default_factory=dict)
     replaced: dict[str, nn.Module] = field(default_factory=dict)
+    trained_before: list[nn.Parameter] = field(default_factory=list)
+    """Parameters that wanted gradients before `attach` froze them; `detach` lets them train again."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every trainable parameter by its name in the plain model: `<path>.lora_A`, or `<path>.weight` of a copy."""
@@ -54,12 +56,15 @@ class Adapters:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Inside, the model computes as if nothing were attached."""
+        """Inside, the model computes as if nothing were attached; afterwards as it did before."""
+        modules = [*self.layers.values(), *self.copies.values()]
+        before = [module.enabled for module in modules]
         self.switch(False)
         try:
             yield
         finally:
-            self.switch(True)
+            for module, enabled in zip(modules, before, strict=True):
+                module.enabled = enabled
 
     def switch(self, enabled: bool) -> None:
         """Adapter on or off, until switched again.
@@ -77,37 +82,49 @@ class Adapters:
             module.enabled = enabled
 
     def detach(self) -> nn.Module:
-        """Take everything off: the model is what it was before `attach`."""
+        """Take everything off: the model is what it was before `attach`.
+
+        Raises TopcoatError for full fine-tuning, which has changed the base itself.
+        """
+        if isinstance(self.config, FullConfig):
+            raise TopcoatError(
+                "full fine-tuning has no adapter to take off: the base's own weights were trained",
+                fix="load the base model again",
+            )
         for path, module in self.replaced.items():
             _replace(self.model, path, module)
-        self.layers, self.copies, self.replaced = {}, {}, {}
+        for parameter in self.trained_before:
+            parameter.requires_grad_(True)
+        self.layers, self.copies, self.replaced, self.trained_before = {}, {}, {}, []
         return self.model
 
 
 def attach(model: nn.Module, config: AdapterConfig, seed: int = 42) -> Adapters:
     """Freeze `model` and put `config`'s method on the linears it names; the start follows from `seed` and the path.
 
-    Raises TopcoatError when a pattern matches nothing, or something is attached already.
+    Raises TopcoatError when a pattern matches nothing, or something is attached already; the model is then untouched.
     """
     if any(isinstance(module, Adapter | TrainedCopy) for module in model.modules()):
         raise TopcoatError(
             "the model already carries an adapter",
             fix="call detach() on it first, or load the base model again",
         )
-    model.requires_grad_(False)
-    adapters = Adapters(model, config)
+    adapters = Adapters(model, config, trained_before=[p for p in model.parameters() if p.requires_grad])
     if isinstance(config, FullConfig):
         _train_everything(adapters)
         return adapters
     assert isinstance(config, LoraConfig)  # the only other settings type so far
     linears = adaptable_linears(model)
-    for path in find_targets(linears, config.target_modules):
+    targets = find_targets(linears, config.target_modules)
+    saved = _modules_to_save(model, config.modules_to_save, targets)
+    model.requires_grad_(False)
+    for path in targets:
         layer = METHODS[config.method](frozen(linears[path]), config)  # type: ignore[call-arg]
         layer.reset(_generator(seed, path))
         layer.train(model.training)
         adapters.layers[path] = layer
         adapters.replaced[path] = _replace(model, path, layer)
-    for path in _modules_to_save(model, config.modules_to_save, adapters):
+    for path in saved:
         module = TrainedCopy(model.get_submodule(path))
         adapters.copies[path] = module
         adapters.replaced[path] = _replace(model, path, module)
@@ -125,15 +142,15 @@ def frozen(linear: nn.Module) -> FrozenLinear:
 def _train_everything(adapters: Adapters) -> None:
     """Every parameter becomes a trainable float32 master; dense frozen linears become ordinary ones again."""
     model = adapters.model
-    for path, module in list(model.named_modules()):
-        if not isinstance(module, FrozenLinear):
-            continue
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, FrozenLinear)}
+    for path, module in linears.items():
         if module.format.quantized:
             raise TopcoatError(
                 f"full fine-tuning needs floating point weights, and {path} is stored as {module.weight_state.format}",
                 where="model.quantization",
                 fix="remove model.quantization, or use method: lora",
             )
+    for path, module in linears.items():
         linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
         linear.weight = nn.Parameter(module.dense_weight(torch.float32))
         if module.bias is not None:
@@ -142,23 +159,35 @@ def _train_everything(adapters: Adapters) -> None:
     model.to(torch.float32).requires_grad_(True)
 
 
-def _modules_to_save(model: nn.Module, names: list[str], adapters: Adapters) -> list[str]:
-    paths = []
+def _modules_to_save(model: nn.Module, names: list[str], targets: list[str]) -> list[str]:
+    """The paths that `names` mean, each once. Raises TopcoatError for those that cannot be trained whole."""
+    modules = dict(model.named_modules())
+    paths: list[str] = []
     for name in names:
-        hits = [p for p, _ in model.named_modules() if p and (p == name or p.endswith("." + name))]
+        hits = [p for p in modules if p and (p == name or p.endswith("." + name))]
         if not hits:
             raise TopcoatError(
                 f"adapter.modules_to_save names {name!r}, which no module of this model has",
                 where="adapter.modules_to_save",
                 fix="name modules as the model does, such as lm_head or embed_tokens",
             )
-        paths += hits
+        paths += [path for path in hits if path not in paths]
     for path in paths:
-        if path in adapters.layers:
+        if path in targets:
             raise TopcoatError(
                 f"{path} is in both adapter.target_modules and adapter.modules_to_save",
                 where="adapter.modules_to_save",
                 fix="name it in one of the two",
+            )
+        inside = [p for p in paths if p.startswith(path + ".")] + [p for p in targets if p.startswith(path + ".")]
+        stored = any(isinstance(module, FrozenLinear) for module in modules[path].modules())
+        if inside or stored or not list(modules[path].parameters()):
+            why = f"contains {inside[0]}, which is trained already" if inside else "has no parameters of its own"
+            raise TopcoatError(
+                f"adapter.modules_to_save names {path}, which {'holds frozen linears' if stored else why}",
+                where="adapter.modules_to_save",
+                fix="name linears inside the blocks in adapter.target_modules; modules_to_save is for the head, the "
+                "embedding and norms",
             )
     _refuse_tied(model, paths)
     return paths

@@ -44,6 +44,10 @@ _MUST_BE_DEFAULT: dict[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
     "use_bdlora": (None, False),
+    "layers_to_transform": (None, []),
+    "exclude_modules": (None, []),
+    # other starts (pissa, olora, corda, loftq, lora_ga, mica) move part of the base's weights into the adapter
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
 
@@ -113,12 +117,9 @@ def read_peft_config(folder: Path) -> LoraConfig:
             where=str(folder),
             fix="give a PEFT directory, or a run folder's adapter/",
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TopcoatError(f"{CONFIG} is not valid JSON: {error}", where=str(path), fix="copy it again") from error
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        kind = values.get("peft_type") if isinstance(values, dict) else values
+    values = _read_json(path)
+    if values.get("peft_type") != "LORA":
+        kind = values.get("peft_type")
         raise TopcoatError(
             f"peft_type is {kind!r}; this version reads LORA", str(path), "convert the adapter to LoRA with PEFT"
         )
@@ -203,7 +204,7 @@ def check_identity(folder: Path, identity: Mapping[str, str] | None) -> None:
     path = folder / IDENTITY
     if identity is None or not path.is_file():
         return
-    recorded = json.loads(path.read_text(encoding="utf-8"))
+    recorded = _read_json(path)
     for key, noun in (("base", "base model"), ("tokenizer", "tokenizer"), ("chat_template", "chat template")):
         mine, its = identity.get(key), recorded.get(key)
         if mine and its and mine != its:
@@ -213,6 +214,16 @@ def check_identity(folder: Path, identity: Mapping[str, str] | None) -> None:
                 where=str(path),
                 fix=f"load it on the {noun} it was trained with",
             )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TopcoatError(f"{path.name} is not valid JSON: {error}", where=str(path), fix="copy it again") from error
+    if not isinstance(values, dict):
+        raise TopcoatError(f"{path.name} holds no JSON object: {values!r}", where=str(path), fix="copy it again")
+    return values
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

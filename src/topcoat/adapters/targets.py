@@ -26,7 +26,7 @@ def adaptable_linears(model: nn.Module) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, FrozenLinear | nn.Linear) and module is not head
+        if path and isinstance(module, FrozenLinear | nn.Linear) and module is not head
     }
 
 

@@ -1,8 +1,8 @@
 """The tensors of a merged model, one at a time: base + adapter in float32, cast once to the output dtype.
 
-Which base: a dense one is read again from the checkpoint in its own precision; a quantized one is the dequantized
-weight that training computed with, so the merged model equals what was trained (methods: merging into the original
-16-bit weights instead would add the quantization error back).
+Which base: the one training computed with. Where model.quantization names a format, that is the stored weight read back
+(merging into the original weights would bring back the rounding that the adapter learned to live with); else the
+checkpoint's own tensor, read again in its own precision.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterat
         linear = frozen.get(path)
         if stored.name in trained:
             tensor = trained[stored.name].detach()
-        elif linear is not None and linear.format.quantized:
+        elif linear is not None and stored.name.endswith(".weight") and base.settings.quantization is not None:
             tensor = linear.dense_weight(torch.float32)
         else:
             tensor = stored.read()

@@ -67,8 +67,9 @@ def logits_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[
 
 def compare(expected: Sequence[Tensor], found: Sequence[Tensor], dtype: torch.dtype) -> Proof:
     """The proof that `found` are `expected` up to the rounding of `dtype`."""
-    relative = max(float((f - e).norm() / e.norm()) for e, f in zip(expected, found, strict=True))
-    worst = max(float((f - e).abs().max()) for e, f in zip(expected, found, strict=True))
+    pairs = list(zip(expected, found, strict=True))
+    relative = float(torch.stack([(f - e).norm() / e.norm() for e, f in pairs]).max())  # unlike max(), NaN wins
+    worst = float(torch.stack([(f - e).abs().max() for e, f in pairs]).max())
     e, f = torch.cat(list(expected)), torch.cat(list(found))  # (positions, V)
     kl = torch.nn.functional.kl_div(f.log_softmax(-1), e.log_softmax(-1), log_target=True, reduction="batchmean")
     same = float((e.argmax(-1) == f.argmax(-1)).float().mean())

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 256  # rows whose logits exist at once: 256 * 49,152 * 4 bytes is 50 MB
+STEP = 32  # rows are padded to a multiple: every new shape makes oneDNN build new kernels and keep them
 
 
 def linear_cross_entropy_reference(
@@ -42,34 +44,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, chunk_rows: int
     ) -> Tensor:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        loss = torch.zeros((), dtype=wide, device=hidden.device)
         want_hidden, want_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        rows = F.pad(hidden, (0, 0, 0, -len(hidden) % STEP))  # (N', D)
+        grad_hidden = torch.empty_like(rows) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
-        for a in range(0, len(hidden), chunk_rows):
-            rows, labels = hidden[a : a + chunk_rows], targets[a : a + chunk_rows, None]
-            logits = (rows @ weight.T).to(wide)  # (n, V)
-            if softcap is not None:
-                logits = torch.tanh_(logits.div_(softcap)).mul_(softcap)
-            slope = None if softcap is None or not (want_hidden or want_weight) else 1 - (logits / softcap).square_()
-            lse = torch.logsumexp(logits, -1, keepdim=True)  # (n, 1)
-            loss += (lse - logits.gather(1, labels)).sum()
-            if not (want_hidden or want_weight):
-                continue
-            grad = logits.sub_(lse).exp_()  # softmax, (n, V)
-            grad.scatter_add_(1, labels, torch.full_like(lse, -1.0))
-            if slope is not None:
-                grad.mul_(slope)
-            grad = grad.to(hidden.dtype)
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        buffer = rows.new_empty(min(chunk_rows, len(rows)), len(weight))  # one for all chunks
+        for a in range(0, len(rows), chunk_rows):
+            chunk, labels = rows[a : a + chunk_rows], targets[a : a + chunk_rows, None]
+            product = torch.mm(chunk, weight.T, out=buffer[: len(chunk)])  # (n', V)
+            logits = product[: len(labels)].to(wide, copy=True)  # (n, V), without the padding
+            loss += _loss_and_gradient(logits, labels, softcap, want_hidden or want_weight)
+            product[: len(labels)] = logits
+            product[len(labels) :] = 0
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[a : a + chunk_rows])
+                torch.mm(product, weight, out=grad_hidden[a : a + chunk_rows])
             if grad_weight is not None:
-                grad_weight += grad.T @ rows
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                grad_weight += product.T @ chunk
+        ctx.save_for_backward(None if grad_hidden is None else grad_hidden[: len(hidden)], grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
@@ -77,3 +74,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor, softcap: float | None, want_gradient: bool) -> Tensor:
+    """The summed loss of logits (n, V) with labels (n, 1); turns `logits` into their gradient where that is wanted."""
+    if softcap is not None:
+        torch.tanh_(logits.div_(softcap)).mul_(softcap)
+    lse = torch.logsumexp(logits, -1, keepdim=True)  # (n, 1)
+    loss = (lse - logits.gather(1, labels)).sum()
+    if want_gradient:
+        slope = None if softcap is None else 1 - (logits / softcap).square_()
+        logits.sub_(lse).exp_()  # softmax
+        logits.scatter_add_(1, labels, torch.full_like(lse, -1.0))
+        if slope is not None:
+            logits.mul_(slope)
+    return loss

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Frozen(Protocol):
@@ -45,9 +46,10 @@ class _LoraLinear(torch.autograd.Function):
         y.addmm_(h, B.T)
         ctx.save_for_backward(x, h, A, B)
         ctx.base, ctx.scale, ctx.dtypes = base, scale, (lora_A.dtype, lora_B.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, h, A, B = ctx.saved_tensors
         rows, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])

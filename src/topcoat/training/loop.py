@@ -118,7 +118,7 @@ def probe(run: Training) -> None:
     seed_micro_batch(run.seed, 0, 0)
     loss = run.loss(batch)
     (loss * (run.scale.value / max(1, batch.n_target_tokens))).backward()
-    if bool(torch.isfinite(loss)):
+    if batch.n_target_tokens and bool(torch.isfinite(loss)):
         require_gradients(run.parameters)
     run.optimizer.zero_grad()
 
@@ -134,17 +134,19 @@ def _one_step(run: Training, guard: FiniteGuard) -> None:
     if targets == 0:  # nothing to learn from: 0 / 0 would be NaN (pitfall P02)
         run.progress.skipped_steps += 1
         return
-    loss = 0.0
+    loss, suspect = 0.0, batches[0]
     for micro, batch in enumerate(batches):
         seed_micro_batch(run.seed, step, micro)
         micro_loss = run.loss(batch)
         (micro_loss * (run.scale.value / targets)).backward()
+        if math.isfinite(loss) and not bool(torch.isfinite(micro_loss)):
+            suspect = batch  # the first that went wrong
         loss += float(micro_loss.detach()) / targets
     run.scale.unscale(run.parameters.values())
     norm = run.optimizer.clip(run.settings.max_grad_norm)
     warmup = warmup_steps(run.settings, total)
     rate = learning_rate(step, total, warmup, run.peak_learning_rate, run.settings.lr_scheduler_type)
-    if _may_update(run, guard, step, loss, norm, batches):
+    if _may_update(run, guard, step, loss, norm, suspect):
         run.optimizer.step(rate)
     else:
         run.progress.skipped_steps += 1
@@ -168,13 +170,13 @@ def _one_step(run: Training, guard: FiniteGuard) -> None:
     )
 
 
-def _may_update(run: Training, guard: FiniteGuard, step: int, loss: float, norm: float, batches: list[Batch]) -> bool:
+def _may_update(run: Training, guard: FiniteGuard, step: int, loss: float, norm: float, suspect: Batch) -> bool:
     """False for a step whose loss or gradient is not finite; fp16 first tries a smaller loss scale."""
     if math.isfinite(loss) and math.isfinite(norm):
         run.scale.succeeded()
     elif math.isfinite(loss) and run.scale.overflowed():
         return False
-    return guard.allows(step + 1, loss, norm, lambda: "; ".join(run.explain(batch) for batch in batches[:1]))
+    return guard.allows(step + 1, loss, norm, lambda: run.explain(suspect))
 
 
 def _after_step(run: Training) -> None:

@@ -1,0 +1,166 @@
+"""Attention inside documents: the definition in float64 decides, for values and for gradients."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from topcoat.kernels import attention as kernel
+from topcoat.kernels.attention import Shape, attention_reference, document_attention
+from topcoat.kernels.documents import documents
+
+WIDTH = 16
+SHAPES = [Shape(0.25), Shape(0.25, window=3), Shape(0.3, softcap=2.0), Shape(0.2, window=5, softcap=1.5)]
+
+
+def drawn(lengths: list[int], heads: int, groups: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    """q, k, v and the gradient of the output, of documents side by side."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(lengths)
+    sizes = [heads, groups, groups, heads]
+    return [torch.randn(tokens, n, WIDTH, generator=generator, dtype=torch.float64).to(dtype) for n in sizes]
+
+
+def spans_of(lengths: list[int]) -> list[tuple[int, int]]:
+    return list(zip([0, *accumulate(lengths)], lengths, strict=False))
+
+
+def by_definition(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], shape: Shape) -> Tensor:
+    """One document after the other through the definition."""
+    parts = []
+    for start, n in spans_of(lengths):
+        one = [x[start : start + n].transpose(0, 1)[None] for x in (q, k, v)]  # (1, H, n, K)
+        parts.append(attention_reference(*one, shape)[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def with_gradients(function, q, k, v, grad) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
+    """Largest error of values, dQ, dK and dV, relative to the largest entry."""
+    return [
+        float((f.double() - t).abs().max() / t.abs().max().clamp_min(0.1)) for f, t in zip(found, truth, strict=True)
+    ]
+
+
+def compared(lengths, heads, groups, shape, dtype, seed=0) -> tuple[list[float], list[float]]:
+    """Errors of the kernel and of the definition computed in `dtype`, both against the definition in float64."""
+    q, k, v, grad = drawn(lengths, heads, groups, dtype, seed)
+    layout = documents(spans_of(lengths), sum(lengths))
+    ours = with_gradients(lambda *x: document_attention(*x, layout, shape), q, k, v, grad)
+    plain = with_gradients(lambda *x: by_definition(*x, lengths, shape), q, k, v, grad)
+    wide = [x.double() for x in (q, k, v, grad)]
+    truth = with_gradients(lambda *x: by_definition(*x, lengths, shape), *wide)
+    return errors(ours, truth), errors(plain, truth)
+
+
+HEADS = st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 3)])
+DRAWN_SHAPES = st.builds(
+    Shape, st.sampled_from([0.1, 0.25]), st.none() | st.integers(1, 40), st.none() | st.floats(0.5, 30)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), HEADS, DRAWN_SHAPES, st.integers(0, 9))
+def test_values_and_gradients_are_the_definitions_in_float32(lengths, heads, shape, seed):
+    ours, _ = compared(lengths, *heads, shape, torch.float32, seed)
+    assert max(ours) < 1e-5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), HEADS, DRAWN_SHAPES, st.integers(0, 9))
+def test_in_bf16_it_is_at_most_twice_as_far_off_as_the_definition_in_bf16(lengths, heads, shape, seed):
+    ours, plain = compared(lengths, *heads, shape, torch.bfloat16, seed)
+    half_a_step = 2.0**-9  # one rounding of the result: what even an exact kernel is off by
+    assert all(mine <= 2 * max(its, half_a_step) for mine, its in zip(ours, plain, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_documents_longer_than_a_tile_are_computed_alike(shape, dtype):
+    ours, plain = compared([kernel.TILE + 9, kernel.TILE - 1, 3, 2 * kernel.TILE], 4, 2, shape, dtype)
+    allowed = 1e-5 if dtype == torch.float32 else 2 * max(*plain, 2.0**-9)
+    assert max(ours) < allowed
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_gradient_is_right_in_double_precision(shape, monkeypatch):
+    monkeypatch.setattr(kernel, "TILE", 3)  # several tiles in one short document
+    lengths = [7, 4]
+    layout = documents(spans_of(lengths), 11)
+    parts = [x[..., :2].contiguous().requires_grad_() for x in drawn(lengths, 2, 1, torch.float64)[:3]]
+    assert torch.autograd.gradcheck(lambda *x: document_attention(*x, layout, shape), parts)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_changing_one_document_leaves_the_others_bit_for_bit(shape, dtype):
+    lengths = [20, 17, 18, 5]
+    layout = documents(spans_of(lengths), 60)
+    before = drawn(lengths, 4, 2, dtype)
+    after = [x.clone() for x in before]
+    for tensor in after:
+        tensor[:20] *= -3.0  # document 0, whose first token is also what padding points at
+    first = with_gradients(lambda *x: document_attention(*x, layout, shape), *before)
+    second = with_gradients(lambda *x: document_attention(*x, layout, shape), *after)
+    for old, new in zip(first, second, strict=True):
+        assert torch.equal(old[20:], new[20:])
+        assert not torch.equal(old[:20], new[:20])
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_a_position_sees_nothing_to_its_right(shape):
+    q, k, v, _ = drawn([12], 2, 2, torch.float32)
+    layout = documents([(0, 12)], 12)
+    before = document_attention(q, k, v, layout, shape)
+    k[8:], v[8:] = 5.0, -5.0
+    assert torch.equal(document_attention(q, k, v, layout, shape)[:8], before[:8])
+
+
+def test_positions_outside_all_documents_give_and_get_nothing():
+    q, k, v, grad = drawn([30], 2, 1, torch.float32)
+    layout = documents([(0, 10), (15, 12)], 30)  # padded rows: 10..14 and 27..29 belong to nobody
+    out, *grads = with_gradients(lambda *x: document_attention(*x, layout, Shape(0.25)), q, k, v, grad)
+    nobody = [*range(10, 15), *range(27, 30)]
+    assert not out[nobody].any()
+    assert not any(g[nobody].any() for g in grads)
+    alone = by_definition(q[15:27], k[15:27], v[15:27], [12], Shape(0.25))
+    torch.testing.assert_close(out[15:27], alone)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_torchs_flags_are_left_as_they_were_found(precision):
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = precision
+        q, k, v, grad = drawn([9, 4], 2, 1, torch.bfloat16)
+        layout = documents(spans_of([9, 4]), 13)
+        with_gradients(lambda *x: document_attention(*x, layout, Shape(0.25, window=3)), q, k, v, grad)
+        assert matmul.fp32_precision == precision
+        with pytest.raises(RuntimeError):
+            document_attention(q, k[..., :-1], v, layout, Shape(0.25, window=3))
+        assert matmul.fp32_precision == precision
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_inputs_need_not_be_contiguous():
+    q, k, v, grad = drawn([9, 8], 2, 1, torch.float32)
+    layout = documents(spans_of([9, 8]), 17)
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v, grad)]
+    for a, b in zip(
+        with_gradients(lambda *x: document_attention(*x, layout, Shape(0.25)), *strided),
+        with_gradients(lambda *x: document_attention(*x, layout, Shape(0.25)), q, k, v, grad),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
