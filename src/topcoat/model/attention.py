@@ -7,7 +7,6 @@ then computed inside each, without a mask. Without `documents` (generation, with
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,5 +74,5 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     T, S = scores.shape[-2:]
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)
-    weights = torch.softmax(scores.masked_fill(~mask[..., :S], -math.inf), -1).to(query.dtype)
+    weights = torch.softmax(scores.masked_fill(~mask[..., :S], torch.finfo(scores.dtype).min), -1).to(query.dtype)
     return (weights @ value).transpose(1, 2)
