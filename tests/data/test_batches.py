@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topcoat.data.batches import StepPlan, micro_batches, order, worst_batch
+from topcoat.data.batches import ROUND, StepPlan, micro_batches, order, worst_batch
 from topcoat.data.mask import IGNORE_INDEX
 from topcoat.data.pack import best_fit, group_similar
 from topcoat.data.render import Example
@@ -113,6 +113,11 @@ def test_batches_hold_every_token_and_label_of_their_examples(lengths, budget, p
             borders = batch.cu_seqlens.tolist()
             parts = [(0, slice(a, b)) for a, b in itertools.pairwise(borders)]
             assert borders[-1] == batch.input_ids.shape[1]
+            assert borders[-1] % ROUND == 0
+            if len(parts) > len(batch.rows):  # the filling: a document of its own, nothing of which is trained
+                _, filling = parts.pop()
+                assert filling.stop - filling.start < ROUND
+                assert (batch.labels[0, filling] == IGNORE_INDEX).all()
         else:
             assert batch.cu_seqlens is None
             parts = [(row, slice(0, int(n))) for row, n in enumerate(batch.attention_mask.sum(1))]
