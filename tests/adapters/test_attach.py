@@ -1,0 +1,216 @@
+"""Putting adapters on, off and away; full fine-tuning; what is refused, and that a refusal leaves no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import topcoat
+from topcoat.adapters.attach import attach
+from topcoat.adapters.lora import Lora
+from topcoat.adapters.settings import FullConfig, LoraConfig
+from topcoat.errors import TopcoatError
+
+
+def state_of(model: nn.Module) -> dict[str, tuple[int, bool]]:
+    """Every module's identity, and which parameters want gradients."""
+    modules = {f"module {name}": (id(module), False) for name, module in model.named_modules()}
+    return modules | {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("first", [LoraConfig(), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])])
+@pytest.mark.parametrize("second", [LoraConfig(target_modules=["v_proj"]), FullConfig()])
+def test_a_second_adapter_on_top_is_refused(load, first, second):
+    model = load().model
+    attach(model, first)
+    before = state_of(model)
+    with pytest.raises(TopcoatError) as caught:
+        attach(model, second)
+    assert str(caught.value).startswith("the model already carries an adapter\n  fix:   call detach() on it first")
+    assert state_of(model) == before
+
+
+def test_after_detach_another_adapter_may_be_attached(load):
+    model = load().model
+    attach(model, LoraConfig()).detach()
+    assert len(attach(model, LoraConfig(target_modules=["q_proj"])).layers) == 2
+
+
+class Small(nn.Module):
+    """Nobody's architecture: a bare torch module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.tail = nn.Sequential(nn.GELU(), nn.Linear(8, 3, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.first(x))
+
+
+def test_a_bare_torch_module_takes_an_adapter_by_the_public_name():
+    model = Small()
+    weight, before = model.first.weight, state_of(model)
+    x = torch.randn(5, 6)
+    expected = model(x)
+    adapters = topcoat.attach(model, topcoat.LoraConfig(r=2))
+    assert adapters.count() == 2 * (6 + 8) + 2 * (8 + 3)
+    assert torch.equal(model(x), expected)
+    assert model.first.base.get_buffer("weight").data_ptr() == weight.data_ptr()  # shared, not copied
+    optimizer = torch.optim.Adam(adapters.parameters().values(), lr=0.05)
+    target = torch.randn(5, 3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(loss := (model(x) - target).square().mean())
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.2 * losses[0]
+    assert adapters.detach() is model
+    assert state_of(model) == before  # and its own parameters train again
+    assert torch.equal(model(x), expected)
+
+
+def test_a_module_that_is_itself_a_linear_has_none_inside():
+    with pytest.raises(TopcoatError, match="has no linear layer to adapt"):
+        attach(nn.Linear(3, 4), LoraConfig())
+
+
+def test_only_the_submodules_of_this_instance_are_replaced(load):
+    one, other = load().model, load().model
+    forward = type(one).forward
+    attach(one, LoraConfig())
+    assert not any(isinstance(module, Lora) for module in other.modules())
+    assert type(one).forward is forward
+
+
+def test_off_gives_back_what_it_found(load, logits, train_a_little):
+    model = load().model
+    base = logits(model)
+    adapters = attach(model, LoraConfig(modules_to_save=["lm_head"]))
+    train_a_little(adapters)
+    trained = logits(model)
+    with pytest.raises(ZeroDivisionError), adapters.off():
+        raise ZeroDivisionError
+    assert torch.equal(logits(model), trained)
+    adapters.switch(False)
+    with adapters.off():
+        assert torch.equal(logits(model), base)
+    assert torch.equal(logits(model), base)  # it was off before, so it is off now
+    adapters.switch(True)
+    with adapters.off(), adapters.off():
+        pass
+    assert torch.equal(logits(model), trained)
+
+
+REFUSED = [
+    (["lm_haed"], "all-linear", "adapter.modules_to_save names 'lm_haed', which no module of this model has"),
+    (
+        ["q_proj"],
+        "all-linear",
+        "layers.0.self_attn.q_proj is in both adapter.target_modules and adapter.modules_to_save",
+    ),
+    (["mlp"], ["q_proj"], "adapter.modules_to_save names model.layers.0.mlp, which holds frozen linears"),
+    (["down_proj"], ["q_proj"], "names model.layers.0.mlp.down_proj, which holds frozen linears"),
+    (["rotary_emb"], "all-linear", "names model.rotary_emb, which has no parameters of its own"),
+]
+
+
+@pytest.mark.parametrize(("names", "targets", "message"), REFUSED, ids=[row[0][0] for row in REFUSED])
+def test_a_module_that_cannot_be_trained_whole_is_refused_and_the_model_untouched(load, names, targets, message):
+    model = load().model
+    before = state_of(model)
+    with pytest.raises(TopcoatError) as caught:
+        attach(model, LoraConfig(target_modules=targets, modules_to_save=names))
+    assert message in str(caught.value)
+    assert "where: adapter.modules_to_save" in str(caught.value)
+    assert state_of(model) == before
+    attach(model, LoraConfig())
+
+
+def test_a_module_around_another_that_trains_is_refused():
+    model = Small()
+    with pytest.raises(TopcoatError, match=r"names tail, which contains tail\.1, which is trained already"):
+        attach(model, LoraConfig(target_modules="all-linear", modules_to_save=["tail"]))
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_a_tied_module_is_not_trained_alone(load, name):
+    model = load("qwen2").model
+    with pytest.raises(TopcoatError) as caught:
+        attach(model, LoraConfig(modules_to_save=[name]))
+    text = str(caught.value)
+    other = {"lm_head": "model.embed_tokens", "embed_tokens": "lm_head"}[name]
+    assert f"shares its weight with {other}; training a copy of it would separate them" in text
+    assert "leave tied modules out of modules_to_save" in text
+
+
+def test_a_module_to_save_named_twice_is_copied_once(load, logits):
+    model = load().model
+    before = logits(model)
+    adapters = attach(model, LoraConfig(modules_to_save=["lm_head", "lm_head", "model.embed_tokens"]))
+    assert sorted(adapters.copies) == ["lm_head", "model.embed_tokens"]
+    assert torch.equal(logits(model), before)
+    assert not any(isinstance(copy.base, type(copy)) for copy in adapters.copies.values())
+
+
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+def test_full_fine_tuning_of_quantized_weights_is_refused_and_the_model_untouched(load, format):
+    model = load(format=format).model
+    before = state_of(model)
+    with pytest.raises(TopcoatError) as caught:
+        attach(model, FullConfig())
+    assert (
+        f"full fine-tuning needs floating point weights, and model.layers.0.self_attn.q_proj is stored as {format}"
+        in (str(caught.value))
+    )
+    assert "use method: lora" in str(caught.value)
+    assert state_of(model) == before
+
+
+def test_full_fine_tuning_can_be_neither_switched_off_nor_taken_off(load):
+    adapters = attach(load().model, FullConfig())
+    with pytest.raises(TopcoatError, match="has no adapter to switch off"):
+        adapters.switch(False)
+    with pytest.raises(TopcoatError, match="has no adapter to take off"):
+        adapters.detach()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt_neox"])
+def test_full_fine_tuning_is_a_plain_torch_loop_bit_for_bit(load, from_transformers, model_type):
+    ids = torch.randint(3, 300, (3, 12), generator=torch.Generator().manual_seed(1))
+    plain = from_transformers(model_type)
+    plain.set_attn_implementation("eager")
+    ours = load(model_type).model
+    ours.set_attn_implementation("eager")
+    adapters = attach(ours, FullConfig())
+    assert adapters.count() == sum(p.numel() for p in plain.parameters())  # a tied weight counts once
+
+    def twenty_steps(model: nn.Module, parameters: list[nn.Parameter]) -> list[float]:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    assert twenty_steps(ours, list(adapters.parameters().values())) == twenty_steps(plain, list(plain.parameters()))
+    theirs = dict(plain.named_parameters())
+    assert all(torch.equal(p, theirs[name]) for name, p in adapters.parameters().items())
+
+
+def test_full_fine_tuning_of_a_bf16_base_keeps_float32_masters(load):
+    base = load(format="bf16", compute_dtype="bf16")
+    adapters = attach(base.model, FullConfig())
+    assert {p.dtype for p in adapters.parameters().values()} == {torch.float32}
+    p = adapters.parameters()["model.layers.0.mlp.down_proj.weight"]
+    before = p.detach().clone()
+    with torch.no_grad():
+        for _ in range(100):
+            p.add_(1e-6)  # in bf16 each of these would be rounded away
+    assert_close(p.detach() - before, torch.full_like(p, 1e-4), rtol=0.05, atol=1e-7)

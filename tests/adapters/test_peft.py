@@ -1,0 +1,90 @@
+"""PEFT reads our adapters and we read PEFT's, with the same logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from topcoat.adapters.attach import attach
+from topcoat.adapters.files import load_adapter, save_adapter
+from topcoat.adapters.settings import LoraConfig
+
+peft = pytest.importorskip("peft")
+
+OURS = {
+    "all-linear": LoraConfig(r=4, lora_alpha=8),
+    "rslora": LoraConfig(r=4, lora_alpha=3, use_rslora=True),
+    "names": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    "one layer": LoraConfig(r=4, target_modules=[r"model\.layers\.1\.self_attn\.[qv]_proj", "0.mlp.up_proj"]),
+    "modules_to_save": LoraConfig(r=4, modules_to_save=["lm_head", "embed_tokens", "norm"]),
+}
+
+
+@pytest.mark.parametrize("config", OURS.values(), ids=OURS.keys())
+def test_peft_computes_our_adapter(load, logits, from_transformers, train_a_little, tmp_path, config):
+    model = load().model
+    adapters = attach(model, config)
+    train_a_little(adapters)
+    save_adapter(adapters, tmp_path, "tiny")
+    theirs = peft.PeftModel.from_pretrained(from_transformers(), tmp_path)
+    assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(theirs), logits(load().model), atol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "smollm3", "olmo2"])
+def test_peft_computes_our_adapter_on_every_kind_of_model(
+    load, logits, from_transformers, train_a_little, tmp_path, model_type
+):
+    model = load(model_type).model
+    adapters = attach(model, LoraConfig(r=4))
+    train_a_little(adapters)
+    save_adapter(adapters, tmp_path, "tiny")
+    theirs = peft.PeftModel.from_pretrained(from_transformers(model_type), tmp_path)
+    assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
+
+
+THEIRS = {
+    "list": {"target_modules": ["q_proj", "v_proj"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "regex": {"target_modules": r".*layers\.1\..*(up|down)_proj"},
+    "default": {"target_modules": None},
+    "rslora": {"target_modules": ["o_proj"], "use_rslora": True, "lora_alpha": 5},
+    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "gaussian": {"target_modules": "all-linear", "init_lora_weights": "gaussian"},
+}
+
+
+@pytest.mark.parametrize("settings", THEIRS.values(), ids=THEIRS.keys())
+def test_we_compute_an_adapter_of_peft(load, logits, from_transformers, tmp_path, settings):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, **settings)
+    theirs = peft.get_peft_model(from_transformers(), config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6)))
+    theirs.save_pretrained(tmp_path)
+    model = load().model
+    adapters = load_adapter(model, tmp_path)
+    assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
+    assert adapters.count() == theirs.get_nb_trainable_parameters()[0]
+
+
+def test_a_start_that_changed_the_base_is_refused_as_peft_would_compute_something_else(
+    load, from_transformers, tmp_path
+):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+    peft.get_peft_model(from_transformers(), config).save_pretrained(tmp_path)
+    with pytest.raises(Exception, match="init_lora_weights is 'pissa'"):
+        load_adapter(load().model, tmp_path)
+
+
+def test_peft_merges_our_adapter_to_our_merged_weights(load, folder_of, train_a_little, tmp_path):
+    adapters = attach(load().model, LoraConfig(r=4))
+    train_a_little(adapters)
+    save_adapter(adapters, tmp_path, "tiny")
+    plain = AutoModelForCausalLM.from_pretrained(folder_of(), dtype=torch.float32)
+    merged = peft.PeftModel.from_pretrained(plain, tmp_path).merge_and_unload()
+    for path, layer in adapters.layers.items():
+        assert_close(merged.get_submodule(path).weight.detach(), layer.merged_weight(), rtol=1e-5, atol=1e-6)
