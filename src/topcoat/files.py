@@ -293,9 +293,11 @@ class RunLock:
     The file stays and holds the pid for the message; deleting it would let two processes lock two different files.
     """
 
+    NAME = ".lock"
+
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.path = run / ".lock"
+        self.path = run / self.NAME
         self._descriptor = -1
 
     def __enter__(self) -> RunLock:

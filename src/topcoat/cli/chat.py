@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from topcoat.cli.output import make_console
+from topcoat.cli.output import make_console, print_problems
 from topcoat.cli.process import model_of, prepare_process
+from topcoat.errors import TopcoatError
 
 HELP = """/adapter off   answer with the base alone; /adapter on switches back
 /system TEXT   set the system message and start over
@@ -40,8 +41,12 @@ def command(
                 break
             console.print(_obey(chat, line), style="dim", markup=False)
         elif line:
-            chat.answer(line, _print_piece, max_new_tokens, temperature, top_p, seed)
-            print(flush=True)
+            try:
+                chat.answer(line, _print_piece, max_new_tokens, temperature, top_p, seed)
+                print(flush=True)
+            except TopcoatError as error:  # the conversation has become too long, or the template refuses it
+                print_problems(error.problems)
+                console.print("/reset forgets the conversation and starts anew", style="dim")
     return 0
 
 

@@ -27,16 +27,18 @@ def answer(
     stop_ids: set[int],
     max_new_tokens: int,
     on_answer: Callable[[int], None] | None = None,
+    check: Callable[[], None] | None = None,
     batch_size: int = 64,
 ) -> list[str]:
     """The model's greedy answer to each question, as text without special tokens.
 
-    `on_answer` hears how many are done, after every `batch_size` of them.
+    `on_answer` hears how many are done, after every `batch_size` of them; `check` is called before every token and may
+    raise to leave.
     """
     answers: list[str] = []
     for start in range(0, len(questions), batch_size):
         prompts = [question.prompt_ids for question in questions[start : start + batch_size]]
-        ids = generate(model, tokenizer, prompts, max_new_tokens, stop_ids, batch_size=batch_size)
+        ids = generate(model, tokenizer, prompts, max_new_tokens, stop_ids, batch_size=batch_size, check=check)
         answers += [str(tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
         if on_answer is not None:
             on_answer(len(answers))

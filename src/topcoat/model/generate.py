@@ -32,11 +32,13 @@ def generate(
     seed: int = 0,
     on_token: Callable[[int], None] | None = None,
     batch_size: int = 32,
+    check: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """New token ids for each prompt, in the order given, without the prompt and without the token that stopped it.
 
     Greedy at temperature 0. A prompt may get fewer than `max_new_tokens` where a token of `stop_ids` came, or the
-    model's positions end. `on_token` sees every kept token as it comes, and is for a single prompt.
+    model's positions end. `on_token` sees every kept token as it comes, and is for a single prompt. `check` is called
+    before every token and may raise to leave.
 
     Raises TopcoatError for a prompt that is empty or fills the model's context.
     """
@@ -62,7 +64,7 @@ def generate(
     try:
         with torch.no_grad():
             for start in range(0, len(by_length), batch_size):
-                _run_batch(model, by_length[start : start + batch_size], choose, stop_ids, pad, on_token)
+                _run_batch(model, by_length[start : start + batch_size], choose, stop_ids, pad, on_token, check)
     finally:
         hook.remove()
         model.train(was_training)
@@ -132,6 +134,7 @@ def _run_batch(
     stop_ids: set[int],
     pad: int,
     on_token: Callable[[int], None] | None,
+    check: Callable[[], None] | None,
 ) -> None:
     """Prefill, then one token a step for every row, until all rows are done."""
     device = model.device
@@ -146,6 +149,8 @@ def _run_batch(
     cache = DynamicCache(config=model.config)
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     while True:
+        if check is not None:
+            check()
         out = model(
             input_ids=ids,
             attention_mask=mask,

@@ -13,8 +13,8 @@ from topcoat.data.template import Message
 from topcoat.model.generate import generate
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
-from topcoat.runs.folder import RunFolder
 from topcoat.recipe.load import load_recipe
+from topcoat.runs.folder import RunFolder
 
 
 class Chat:
@@ -47,23 +47,26 @@ class Chat:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
-        """The model's answer to `text`, also handed to `on_piece` as it comes. Both become part of the conversation."""
-        self.messages.append({"role": "user", "content": text})
+        """The model's answer to `text`, also handed to `on_piece` as it comes. Both become part of the conversation.
+
+        Raises TopcoatError, with the conversation as before, when it fills the context or the template refuses it.
+        """
+        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         stream = _Stream(self.base, on_piece)
         ids = generate(
             self.base.model,
             self.base.tokenizer,
-            [self.renderer.prompt_ids(self.messages)],
+            [self.renderer.prompt_ids(asked)],
             max_new_tokens,
             self.renderer.stop_ids,
             temperature=temperature,
             top_p=top_p,
-            seed=seed + len(self.messages),
+            seed=seed + len(asked),
             on_token=stream.add,
         )[0]
         said = str(self.base.tokenizer.decode(ids, skip_special_tokens=True))
         stream.finish(said)
-        self.messages.append({"role": "assistant", "content": said})
+        self.messages = [*asked, {"role": "assistant", "content": said}]
         return said
 
 

@@ -15,9 +15,9 @@ from topcoat.exporting.merge import write_model
 from topcoat.files import discard, publish_directory, write_file
 from topcoat.model.load import Base
 from topcoat.report.card import model_card
+from topcoat.report.page import write_report
 from topcoat.runs.folder import RunFolder, read_json, write_json
 from topcoat.runs.listener import Listener
-from topcoat.report.page import write_report
 from topcoat.runs.scoring import Scores
 from topcoat.runs.session import Session, put
 from topcoat.training.loop import Progress
@@ -30,7 +30,9 @@ def keep_best(session: Session, progress: Progress, listener: Listener) -> None:
         return
     best = session.checkpoints.best()
     if best is None:
-        listener.say(f"the checkpoint of step {progress.best_step} cannot be read; the adapter is that of the last step")
+        listener.say(
+            f"the checkpoint of step {progress.best_step} cannot be read; the adapter is that of the last step"
+        )
         return
     put(session.adapters, best.tensors["adapter"])
     listener.say(f"the adapter is that of step {best.step}, the lowest validation loss ({progress.best_loss:.4f})")

@@ -9,7 +9,7 @@ from typing import Any
 
 from topcoat.adapters.settings import AdapterConfig, FullConfig
 from topcoat.errors import TopcoatError
-from topcoat.files import write_file
+from topcoat.files import TEMPORARY, RunLock, write_file
 
 RECIPE = "recipe.yaml"
 
@@ -80,6 +80,11 @@ class RunFolder:
         """The page for people."""
         return self.path / "report.html"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that writes here; made before anything else, and never deleted."""
+        return self.path / RunLock.NAME
+
     def trained(self, method: AdapterConfig) -> Path:
         """What a finished run of `method` is delivered as: the whole model of full fine-tuning, else the adapter."""
         return self.model if isinstance(method, FullConfig) else self.adapter
@@ -98,7 +103,8 @@ class RunFolder:
                 where="output",
                 fix="add --resume to continue it, or name another output folder",
             )
-        others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
+        names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        others = [name for name in names if not (name.startswith(".") or TEMPORARY.search(name))]
         if others:
             raise TopcoatError(
                 f"{self.path} is not empty: it holds {', '.join(sorted(others)[:3])}",
@@ -143,4 +149,6 @@ def read_json(path: Path) -> Any:
             fix="let the run finish: `topcoat train RECIPE --resume`",
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TopcoatError(f"{path.name} is damaged: {error}", where=str(path), fix="train again, or restore it") from error
+        raise TopcoatError(
+            f"{path.name} is damaged: {error}", where=str(path), fix="train again, or restore it"
+        ) from error

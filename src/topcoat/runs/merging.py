@@ -11,9 +11,9 @@ from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting.merge import merge_model
 from topcoat.exporting.proof import Proof
 from topcoat.model.load import load_model
-from topcoat.runs.folder import RunFolder, read_json, write_json
 from topcoat.recipe.load import load_recipe
 from topcoat.report.page import write_report
+from topcoat.runs.folder import RunFolder, read_json, write_json
 
 
 def merge_run(run: Path, out: Path | None = None, say: Callable[[str], None] = lambda text: None) -> tuple[Path, Proof]:

@@ -15,10 +15,10 @@ from topcoat.errors import TopcoatError
 from topcoat.kernels.linear_cross_entropy import CHUNK_ROWS
 from topcoat.model.load import Base
 from topcoat.planning.bill import Bill, bill
-from topcoat.runs.folder import RunFolder
 from topcoat.recipe.load import load_recipe
-from topcoat.runs.receipt import require_same_recipe
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.folder import RunFolder
+from topcoat.runs.receipt import require_same_recipe
 from topcoat.training.schedule import default_learning_rate
 from topcoat.units import show_bytes, show_count
 
@@ -74,7 +74,10 @@ class RunPlan:
             ("computes in", f"{str(base.compute_dtype).removeprefix('torch.')} on {base.device}"),
             ("attention", str(base.model.config._attn_implementation)),
             ("trains", f"{recipe.adapter.method}, {trained:,} parameters ({100 * trained / parameters:.2f} %)"),
-            ("data", f"{len(data.train):,} examples, {len(data.validation):,} held out, at most {data.max_length} tokens"),
+            (
+                "data",
+                f"{len(data.train):,} examples, {len(data.validation):,} held out, at most {data.max_length} tokens",
+            ),
             ("steps", f"{self.steps.total}, in micro batches of {self.micro_batch_tokens:,} tokens"),
             ("learning rate", rate),
         ]
@@ -106,6 +109,9 @@ def make_folder(path: Path) -> None:
 
 def continue_run(folder: RunFolder, recipe: Recipe) -> None:
     """A run to go on with: it must be there, and started from the same recipe. Raises TopcoatError if not."""
+    if folder.lock.is_file() and not folder.recipe.exists():
+        open_run(folder, recipe)  # it died while the model was loading: nothing is lost, and nothing is there
+        return
     folder.require_run()
     require_same_recipe(load_recipe(folder.recipe, check_files=False), recipe, str(folder.recipe))
 
@@ -157,5 +163,3 @@ def free_memory(device: torch.device) -> int | None:
 
     available = available_memory_bytes()
     return None if available is None else available + memory_bytes(device)
-
-

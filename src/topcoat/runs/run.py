@@ -16,13 +16,13 @@ from topcoat.adapters.attach import attach
 from topcoat.data.load import load_data
 from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
-from topcoat.files import RunLock
+from topcoat.files import RunLock, sweep_temporaries
 from topcoat.model.load import load_model
+from topcoat.recipe.schema import Recipe
 from topcoat.runs.finish import finish, keep_best
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.listener import Listener, Silent
 from topcoat.runs.opening import continue_run, free_memory, open_run, plan_run
-from topcoat.recipe.schema import Recipe
 from topcoat.runs.scoring import Scorer, Scores
 from topcoat.runs.session import prepare
 from topcoat.training.loop import train
@@ -56,6 +56,7 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
     (continue_run if resume else open_run)(folder, recipe)
     with _signals() as stop, RunLock(folder.path):
         (continue_run if resume else open_run)(folder, recipe)  # again: another run may have ended here meanwhile
+        sweep_temporaries(folder.path)
         before = memory_bytes_now()
         base = load_model(recipe.model)  # frozen, quantized while it streams in
         stop.check()

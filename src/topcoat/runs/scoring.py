@@ -77,18 +77,14 @@ class Scorer:
         if not questions:
             return []
         with listener.progress(label, len(questions)) as advance, _Evaluating(self.base.model), self.precision():
-
-            def on_answer(done: int) -> None:
-                self.check()
-                advance(done, {})
-
             return answer(
                 self.base.model,
                 self.base.tokenizer,
                 questions,
                 self.stop_ids,
                 self.settings.max_new_tokens,
-                on_answer,
+                on_answer=lambda done: advance(done, {}),
+                check=self.check,
             )
 
     def _loss(self, batches: list[Batch]) -> float | None:

@@ -18,13 +18,13 @@ from topcoat.data.load import Dataset
 from topcoat.errors import Refused, TopcoatError
 from topcoat.files import write_file
 from topcoat.model.load import Base
+from topcoat.recipe.load import dump_recipe
+from topcoat.recipe.schema import Recipe
 from topcoat.runs.compute import make_loss
 from topcoat.runs.folder import RunFolder, read_json, write_json
 from topcoat.runs.listener import Advance, Listener, Silent
-from topcoat.recipe.load import dump_recipe
 from topcoat.runs.opening import RunPlan
 from topcoat.runs.receipt import checkpoint_identity, receipt
-from topcoat.recipe.schema import Recipe
 from topcoat.runs.scoring import Scorer, Scores
 from topcoat.training.checkpoint import Checkpoint, Checkpoints, save_with_patience
 from topcoat.training.guards import first_nonfinite
@@ -117,9 +117,7 @@ class Session:
 
     def patiently(self, save: Callable[[], T]) -> T:
         """What `save()` returns; a full disk pauses the run until there is room or a stop is asked for (P31)."""
-        return save_with_patience(
-            save, lambda error: self.listener.say(str(error)), lambda: self.stop.stop is not None
-        )
+        return save_with_patience(save, lambda error: self.listener.say(str(error)), lambda: self.stop.stop is not None)
 
     def save(self, best: bool) -> None:
         """One checkpoint of all that the next step depends on."""
@@ -240,4 +238,3 @@ def put(adapters: Adapters, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-
