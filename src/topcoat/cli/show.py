@@ -69,7 +69,7 @@ def scores_line(label: str, scores: Scores) -> str:
     return f"{label}: {', '.join(parts) or 'nothing to measure without validation rows'}"
 
 
-def _short(text: str, most: int = 400) -> str:
+def _short(text: str, most: int = 120) -> str:
     return text if len(text) <= most else text[:most] + " …"
 
 

@@ -18,6 +18,7 @@ from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
 from topcoat.files import RunLock, sweep_temporaries
 from topcoat.model.load import load_model
+from topcoat.model.parity import require_attention_parity
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.finish import finish, keep_best
 from topcoat.runs.folder import RunFolder
@@ -68,6 +69,7 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
             vocab_rows=base.vocab_rows,
         )
         stop.check()
+        require_attention_parity(base.model, data.train[0].input_ids, base.compute_dtype)
         adapters = attach(base.model, recipe.adapter, recipe.seed)  # from here on, the only parameters that train
         plan = plan_run(recipe, base, adapters, data, before)
         plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
