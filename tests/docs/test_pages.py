@@ -151,7 +151,6 @@ def test_the_reference_page_and_the_help_take_the_same(written, capsys):
     assert "--json" in capsys.readouterr().out
 
 
-@pytest.mark.xfail(strict=True, reason="the second topcoat.train(...) finds the subpackage topcoat.train, not the verb")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.name)
 def test_python_blocks_run_from_top_to_bottom(page, tmp_path):
     save_tiny(tmp_path / "model")

@@ -329,5 +329,22 @@ def test_a_long_curve_is_thinned_to_means():
     assert len(loss_curves(curve, [], name="x", inches=(4, 3))) < 60_000
 
 
-def test_a_moving_average_of_a_constant_is_that_constant():
+def labels_left(svg):
+    """Texts of the vertical axis: those that end at their place."""
+    return [float(text) for text in re.findall(r"text-anchor: end[^>]*>([^<]*)</text>", svg)]
+
+
+def test_a_loss_that_falls_far_is_drawn_on_a_logarithmic_axis():
+    far = [(float(i), 3.0 * 0.9**i) for i in range(60)]
+    near = [(float(i), 2.0 - i / 60) for i in range(60)]
+    assert min(labels_left(loss_curves(near, [], name="x", inches=(8, 3)))) == 0
+    assert 0 < min(labels_left(loss_curves(far, [], name="x", inches=(8, 3)))) < 0.1
+    assert labels_left(loss_curves([(1.0, 0.0), (2.0, 3.0)], [], name="x", inches=(8, 3)))  # zero has no logarithm
+
+
+def test_a_moving_average_starts_at_the_first_value_and_does_not_chase_the_last():
     assert [y for _, y in smooth([(i, 2.5) for i in range(50)], 8)] == pytest.approx([2.5] * 50)
+    noisy_end = [(float(i), 1.0) for i in range(9)] + [(9.0, 4.0)]
+    averaged = smooth([(-1.0, 7.0), *noisy_end], 2)
+    assert averaged[0] == (-1.0, 7.0)
+    assert averaged[-1] == (9.0, pytest.approx(2.0))  # (1 + 1 + 4) / 3

@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 Points = list[tuple[float, float]]
 """(step, value) pairs, both finite, steps rising."""
@@ -31,6 +31,8 @@ PAGE_COLOURS = {
 INK, RULE, TRAIN, VALIDATION = PAGE_COLOURS
 MOST_POINTS = 800
 """A longer curve is drawn by the means of this many equal spans of steps: more would not show and weigh megabytes."""
+LOG_FROM = 20
+"""Ratio of the largest loss to the smallest from which the axis is logarithmic: else the end is a line on the floor."""
 SMOOTH_FROM = 40
 """Points from which the raw curve is drawn pale, with its moving average over it."""
 
@@ -55,12 +57,16 @@ def thin(curve: Points, most: int = MOST_POINTS) -> Points:
 
 
 def smooth(curve: Points, reach: int) -> Points:
-    """Mean of each value and up to `reach` neighbours on each side, as many on one as on the other: it lags nowhere."""
+    """Mean of each value with up to `reach` neighbours on each side: it lags nowhere.
+
+    The steep first values are widened as much to the right as there are values on the left; the last ones keep the
+    neighbours on their left, so that one noisy step does not bend the end.
+    """
     sums = [0.0, *itertools.accumulate(value for _, value in curve)]
     averaged = []
     for i, (step, _) in enumerate(curve):
-        near = min(reach, i, len(curve) - 1 - i)
-        averaged.append((step, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
+        left, right = min(reach, i), min(reach, i, len(curve) - 1 - i)
+        averaged.append((step, (sums[i + right + 1] - sums[i - left]) / (left + right + 1)))
     return averaged
 
 
@@ -72,7 +78,9 @@ def loss_curves(train: Points, validation: Points, *, name: str, inches: tuple[f
             raw = thin(train)
             if len(raw) >= SMOOTH_FROM:
                 axes.plot(*zip(*raw, strict=True), color=TRAIN, linewidth=0.8, alpha=0.35)
-                axes.plot(*zip(*smooth(raw, len(raw) // 20), strict=True), color=TRAIN, linewidth=1.8, label="training")
+                axes.plot(
+                    *zip(*smooth(raw, len(raw) // 40 + 1), strict=True), color=TRAIN, linewidth=1.8, label="training"
+                )
             else:
                 axes.plot(*zip(*raw, strict=True), color=TRAIN, linewidth=1.6, label="training")
         if validation:
@@ -80,10 +88,18 @@ def loss_curves(train: Points, validation: Points, *, name: str, inches: tuple[f
             axes.plot(
                 steps, losses, color=VALIDATION, linewidth=1.2, marker="o", markersize=4.5, label="validation", zorder=3
             )
+        if _spread([*train, *validation]) >= LOG_FROM:
+            axes.set_yscale("log")
         axes.set_ylabel("loss")
         axes.legend(frameon=False, labelcolor=INK, loc="upper right")
 
     return _svg(draw, name, inches)
+
+
+def _spread(curve: Points) -> float:
+    """Largest value / smallest; 1 where a value is not above zero."""
+    values = [value for _, value in curve]
+    return max(values) / min(values) if values and min(values) > 0 else 1.0
 
 
 def small_curve(curve: Points, *, label: str, name: str, inches: tuple[float, float] = (4.0, 1.9)) -> str:
@@ -92,7 +108,6 @@ def small_curve(curve: Points, *, label: str, name: str, inches: tuple[float, fl
     def draw(axes: Axes) -> None:
         axes.plot(*zip(*thin(curve), strict=True), color=TRAIN, linewidth=1.3)
         axes.set_title(label, color=INK, fontsize=9, loc="left")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
     return _svg(draw, name, inches)
 
@@ -106,9 +121,14 @@ def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -
         axes.set_xlabel("step", color=INK)
         axes.yaxis.label.set_color(INK)
         axes.margins(x=0.02, y=0.1)
-        axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        if axes.get_yscale() == "linear":
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        else:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=8))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.tick_params(color=RULE, labelcolor=INK, length=0, pad=5)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
         axes.set_axisbelow(True)
