@@ -1,7 +1,11 @@
 """Whole runs in this process: started, stopped at a drawn step, resumed, and compared bit for bit."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,3 +106,91 @@ def trace_of(folder: str | Path) -> dict[str, Any]:
 @pytest.fixture
 def trace() -> Callable[[str | Path], dict[str, Any]]:
     return trace_of
+
+
+NURSERY = """
+import json, os, sys
+import matplotlib.pyplot, topcoat.cli.live, topcoat.cli.show, topcoat.cli.train, topcoat.runs.run
+from topcoat.cli.main import run
+from topcoat.report import curves, page
+from transformers import LlamaForCausalLM, AutoTokenizer
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child == 0:
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for number in (1, 2):
+            os.dup2(log, number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        exec(order["before"])
+        try:
+            code = run(order["arguments"])
+        finally:
+            sys.stdout.flush()
+        os._exit(code)
+    print(child, flush=True)
+"""
+
+
+class Nursery:
+    """Processes that have imported everything already: a `topcoat` process starts in milliseconds."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self.living: set[int] = set()
+        assert self._answer() == "ready"
+
+    def start(self, *arguments: str, log: Path, before: str = "") -> int:
+        """Start `topcoat arguments` with its output in `log`, after running `before` in it; its pid."""
+        pid = int(self._ask({"arguments": arguments, "log": str(log), "before": before}))
+        self.living.add(pid)
+        return pid
+
+    def wait(self, pid: int) -> int:
+        """Its exit code, or minus the signal that ended it."""
+        self.living.discard(pid)
+        return int(self._ask({"wait": pid}))
+
+    def close(self) -> None:
+        for pid in self.living:
+            os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def _ask(self, order: dict[str, Any]) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    return wait_until
