@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,7 +31,9 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("rows")
     words = ["coat", "model", "voice", "question", "days", "printer", "screen", "invoice", "weight", "loss"]
     words += ["step", "name", "value", "Où est la gare?"]
-    rows = [{"prompt": f"What is {w}?", "completion": f"{w} {w[::-1]} {'and ' * (i % 4)}{i}"} for i, w in enumerate(words)]
+    rows = [
+        {"prompt": f"What is {w}?", "completion": f"{w} {w[::-1]} {'and ' * (i % 4)}{i}"} for i, w in enumerate(words)
+    ]
     files = {"train": rows[:10], "validation": rows[10:]}
     for name, some in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
@@ -60,3 +62,30 @@ def tiny_recipe(tiny_llama: Path, tiny_rows: dict[str, str], tmp_path: Path) -> 
         return recipe
 
     return make
+
+
+class Done(NamedTuple):
+    """What a command line left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of stdout."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def topcoat(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """topcoat("doctor", "--json"): runs the command line in this process."""
+    from topcoat.cli.main import run
+
+    def call(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = run(arguments)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call

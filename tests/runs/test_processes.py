@@ -134,7 +134,7 @@ def test_kill_9_at_any_moment_loses_nothing_many_times(expected, nursery, recipe
 
 def test_a_run_killed_while_the_model_loads_starts_again(nursery, recipe_file, tmp_path):
     file, folder = recipe_file("run", train={"max_steps": 2})
-    die = "import topcoat.runs.run as r, os\ndef load_model(settings):\n    os.kill(os.getpid(), 9)\nr.load_model = load_model"
+    die = "import topcoat.runs.run as r, os; r.load_model = lambda settings: os.kill(os.getpid(), 9)"
     log = tmp_path / "log"
     assert nursery.wait(nursery.start("train", str(file), log=log, before=die)) == -9
     assert [path.name for path in folder.iterdir()] == [".lock"]
@@ -178,7 +178,7 @@ if libc.mount(b"tmpfs", {folder!r}.encode(), b"tmpfs", 0, b"size={size}") != 0:
 def test_a_full_disk_pauses_the_run_and_it_goes_on(expected, nursery, recipe_file, trace, until, tmp_path):
     """The disk holds a file that takes all room but a few steps' worth; the run's own listener frees it."""
     disk = tmp_path / "disk"
-    file, folder = recipe_file(disk / "run")
+    file, _ = recipe_file(disk / "run")
     before = TMPFS.format(folder=str(disk), size="2m") + (
         "import topcoat.cli.live as live, shutil\n"
         "from pathlib import Path\n"

@@ -1,0 +1,396 @@
+"""One run from recipe to folder: it learns what it is given, and leaves everything that is known about it."""
+
+import errno
+import json
+import os
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import topcoat.training.objectives as objectives
+from topcoat.adapters.methods import METHODS
+from topcoat.errors import TopcoatError
+from topcoat.files import disk_error
+from topcoat.model.load import load_model
+from topcoat.model.settings import ModelSettings
+from topcoat.recipe.load import load_recipe, recipe_from_dict
+from topcoat.runs.finish import save_adapter
+from topcoat.runs.run import run
+from topcoat.training.metrics import read_metrics
+
+FOUR = [
+    ("the first", "alpha one"),
+    ("the second", "beta: zwei\nzeilen"),
+    ("the third", "γάμμα 🙂"),
+    ("the fourth", '{"d": 4}'),
+]
+
+
+@pytest.fixture
+def four(tmp_path):
+    """The same four rows to train on and to answer."""
+    text = "".join(json.dumps({"prompt": f"Say {q}.", "completion": a}) + "\n" for q, a in FOUR)
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")}
+
+
+def test_there_is_one_objective_to_overfit():
+    """Another objective needs a test below."""
+    found = {path.stem for path in Path(objectives.__path__[0]).glob("*.py")} - {"__init__"}
+    assert found == {"sft"}
+    assert set(METHODS) == {"lora"}  # and full
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "rate"),
+    [
+        ({}, {"method": "lora", "r": 8}, 1e-2),
+        ({"compute_dtype": "bf16", "quantization": {"format": "nf4"}}, {"method": "lora", "r": 16}, 1e-2),
+        ({}, {"method": "full"}, 2e-3),
+    ],
+    ids=["LoRA", "QLoRA", "full"],
+)
+def test_it_learns_four_examples_word_for_word(model, adapter, rate, four, tiny_recipe, tmp_path, topcoat):
+    recipe = tiny_recipe(
+        model=model,
+        train={"max_steps": 60, "batch_size": 4, "learning_rate": rate},
+        evaluate={"metrics": ["perplexity", "exact_match"], "max_new_tokens": 40, "every": 60},
+    )
+    recipe |= {"adapter": adapter, "data": four}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    done = topcoat("train", str(tmp_path / "recipe.yaml"), "--json")
+    assert done.code == 0, done.err
+    assert done.json["base"]["exact_match"] == 0
+    assert done.json["tuned"]["exact_match"] == 1
+    assert done.json["tuned"]["perplexity"] < 4 < done.json["base"]["perplexity"]
+    assert done.json["adapter"] == str(Path(recipe["output"]) / ("model" if adapter["method"] == "full" else "adapter"))
+    assert Path(done.json["adapter"]).is_dir()
+    results = json.loads((Path(recipe["output"]) / "results.json").read_text())
+    assert [sample["adapter"] for sample in results["samples"]] == [answer for _, answer in FOUR]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def folder(finished, tiny_recipe):
+    """A finished run with its report, made once."""
+    if not finished.exists():
+        run(
+            recipe_from_dict(
+                tiny_recipe(
+                    finished, adapter={"lora_dropout": 0.1}, evaluate={"metrics": ["perplexity", "exact_match"]}
+                )
+            )
+        )
+    return finished
+
+
+def test_the_folder_is_complete(folder):
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "adapter",
+        "checkpoints",
+        "metrics.jsonl",
+        "plan.json",
+        "probe.json",
+        "receipt.json",
+        "recipe.yaml",
+        "report.html",
+        "results.json",
+        "samples.jsonl",
+    }
+    assert {path.name for path in (folder / "adapter").iterdir()} >= {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "topcoat.json",
+    }
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
+
+
+def test_its_recipe_is_the_recipe_and_gives_the_same_adapter_again(folder, tiny_recipe, train, trace, tmp_path):
+    first = recipe_from_dict(
+        tiny_recipe(folder, adapter={"lora_dropout": 0.1}, evaluate={"metrics": ["perplexity", "exact_match"]})
+    )
+    again = load_recipe(folder / "recipe.yaml")
+    assert again == first
+    run(load_recipe(folder / "recipe.yaml", [f"output={tmp_path / 'again'}"]))
+    one, other = trace(folder), trace(tmp_path / "again")
+    assert one == other
+
+
+def test_its_metrics_hold_every_step_once(folder):
+    rows = read_metrics(folder / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert [row["step"] for row in rows if "validation_loss" in row] == [4, 8]
+    assert all(a["elapsed_s"] < b["elapsed_s"] for a, b in pairwise(steps))
+    assert all(row["tokens"] > row["target_tokens"] > 0 and row["memory_bytes"] > 2**20 for row in steps)
+
+
+def test_its_samples_and_results_tell_the_same_questions(folder, tiny_rows):
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    results = json.loads((folder / "results.json").read_text())
+    rows = [json.loads(line) for line in Path(tiny_rows["validation"]).read_text().splitlines()]
+    assert [(s["step"], s["prompt"]) for s in samples] == [(s, r["prompt"]) for s in (4, 8) for r in rows[:2]]
+    assert [s["reference"] for s in results["samples"]] == [r["completion"].strip() for r in rows]
+    assert [s["answer"] for s in samples[2:]] == [s["adapter"] for s in results["samples"][:2]]
+    assert results["rows"] == 4
+    assert results["steps"] == 8
+    assert results["ended"] == "finished"
+    assert results["adapter"]["perplexity"] < results["base"]["perplexity"]
+
+
+def test_its_plan_stands_beside_what_was_measured(folder):
+    plan = json.loads((folder / "plan.json").read_text())
+    assert sum(line["bytes"] for line in plan["lines"]) == plan["peak_bytes"]
+    assert plan["measured_peak_bytes"] > 2**20
+
+
+def test_its_receipt_names_what_went_in(folder, tiny_llama, tiny_rows):
+    receipt = json.loads((folder / "receipt.json").read_text())
+    base = load_model(ModelSettings(path=str(tiny_llama)))
+    assert receipt["base"] == base.identity.model_dump()
+    assert set(receipt["data"]) == {"train", "validation"}
+    assert receipt["versions"]["torch"] == torch.__version__
+    assert receipt["seed"] == 42
+    adapter = json.loads((folder / "adapter" / "topcoat.json").read_text())
+    assert {name: adapter[name] for name in receipt["base"]} == receipt["base"]
+
+
+def test_its_card_and_report_name_the_scores(folder, tiny_llama):
+    results = json.loads((folder / "results.json").read_text())
+    card = (folder / "adapter" / "README.md").read_text()
+    report = (folder / "report.html").read_text()
+    assert card.startswith("---\n")
+    assert str(tiny_llama) in card
+    for text in (card, report):
+        assert f"{results['adapter']['perplexity']:.4g}" in text
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    assert "<script src" not in report
+
+
+def test_its_adapter_loads_in_peft_and_gives_our_logits(folder, tiny_llama):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from topcoat.adapters.files import load_adapter
+
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), folder / "adapter")
+    base = load_model(ModelSettings(path=str(tiny_llama), compute_dtype="fp32"))
+    load_adapter(base.model, folder / "adapter", base.identity.model_dump())
+    ids = torch.tensor(json.loads((folder / "probe.json").read_text())["prompts"][:1])
+    with torch.no_grad():
+        torch.testing.assert_close(base.model(ids).logits, theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_fully_trained_model_loads_in_transformers(tiny_recipe, train, tiny_llama):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe = tiny_recipe()
+    recipe["adapter"] = {"method": "full"}
+    result = train(recipe)
+    assert result.adapter == result.folder / "model"
+    trained = AutoModelForCausalLM.from_pretrained(result.adapter)
+    AutoTokenizer.from_pretrained(result.adapter)
+    before = load_file(tiny_llama / "model.safetensors")
+    assert all(not torch.equal(before[name], p) for name, p in trained.state_dict().items() if name in before)
+    last = load_file(result.folder / "checkpoints" / "step-00000008" / "adapter.safetensors")
+    assert all(torch.equal(last[name], p) for name, p in trained.named_parameters())
+
+
+def test_the_best_checkpoint_is_delivered_when_the_loss_rises(tiny_recipe, train, ear):
+    recipe = tiny_recipe(
+        train={"max_steps": 24, "learning_rate": 0.05, "lr_scheduler_type": "constant"}, evaluate={"every": 3}
+    )
+    listener = ear()
+    result = train(recipe, listener=listener)
+    losses = {
+        r["step"]: r["validation_loss"] for r in read_metrics(result.folder / "metrics.jsonl") if "validation_loss" in r
+    }
+    best = min(losses, key=losses.__getitem__)
+    assert best < 24, "the recipe of this test must overfit"
+    assert json.loads((result.folder / "results.json").read_text())["best_step"] == best
+    assert any(
+        text.startswith(f"the adapter is that of step {best}, the lowest validation loss") for text in listener.heard
+    )
+    kept = load_file(result.folder / "checkpoints" / f"step-{best:08d}" / "adapter.safetensors")
+    saved = load_file(result.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(saved[f"base_model.model.{name}.weight"], tensor) for name, tensor in kept.items())
+    assert result.tuned.perplexity == pytest.approx(torch.tensor(losses[best]).exp().item(), rel=1e-4)
+
+
+def test_early_stopping_stops_and_delivers_the_best(tiny_recipe, train):
+    recipe = tiny_recipe(
+        train={
+            "max_steps": 60,
+            "learning_rate": 0.05,
+            "lr_scheduler_type": "constant",
+            "early_stopping_patience": 2,
+        },
+        evaluate={"every": 2},
+    )
+    result = train(recipe)
+    results = json.loads((result.folder / "results.json").read_text())
+    assert results["ended"] == "early stopping"
+    assert result.steps == results["best_step"] + 4 < 60
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_made(tiny_recipe, train, monkeypatch):
+    monkeypatch.setattr("topcoat.training.trackers.find_spec", lambda name: None)
+    recipe = tiny_recipe(train={"report_to": ["wandb", "tensorboard"]})
+    with pytest.raises(TopcoatError) as caught:
+        train(recipe)
+    assert [problem.what for problem in caught.value.problems] == [
+        "report_to names wandb, which is not installed",
+        "report_to names tensorboard, which is not installed",
+    ]
+    assert "pip install wandb, or leave it out" in str(caught.value)
+    assert not Path(recipe["output"]).exists()
+
+
+@pytest.mark.parametrize("when", ["opened", "third row"])
+def test_a_tracker_that_raises_does_not_end_the_run(when, tiny_recipe, train, ear, monkeypatch):
+    rows = []
+
+    def open_tracker(folder):
+        if when == "opened":
+            raise ConnectionError("no key")
+
+        def record(row):
+            rows.append(row)
+            if len(rows) == 3:
+                raise ConnectionError("no key")
+
+        return record
+
+    monkeypatch.setattr("topcoat.training.trackers.find_spec", lambda name: object())
+    monkeypatch.setitem(train_trackers().MAKERS, "wandb", open_tracker)
+    listener = ear()
+    result = train(tiny_recipe(train={"report_to": ["wandb"]}), listener=listener)
+    assert result.steps == 8
+    assert (
+        listener.heard.count("wandb failed and is left out from here on: no key; metrics.jsonl has every figure") == 1
+    )
+    assert len(rows) == (0 if when == "opened" else 3)
+
+
+def train_trackers():
+    import topcoat.training.trackers
+
+    return topcoat.training.trackers
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("topcoat.training.checkpoint.FIRST_PAUSE_S", 0.0)
+
+
+def test_a_disk_without_room_for_a_line_of_metrics_pauses_the_run(
+    impatient, tiny_recipe, train, trace, ear, monkeypatch
+):
+    expected = trace(train(tiny_recipe("whole")).folder)
+    write, calls = os.pwrite, []
+
+    def full(descriptor, data, at):
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name.endswith(("metrics.jsonl", "samples.jsonl")):
+            calls.append(name)
+            if len(calls) in (3, 4, 6):
+                raise OSError(errno.ENOSPC, "full")
+        return write(descriptor, data, at)
+
+    monkeypatch.setattr("topcoat.training.metrics.os.pwrite", full)
+    listener = ear()
+    result = train(tiny_recipe("paused"), listener=listener)
+    paused = [text for text in listener.heard if "Training is paused" in text]
+    assert len(paused) == 3
+    assert paused[0].startswith("cannot write metrics.jsonl: no space is left on the disk (need ")
+    assert trace(result.folder) == expected
+
+
+def test_a_disk_without_room_for_the_adapter_pauses_the_run(impatient, tiny_recipe, train, trace, ear, monkeypatch):
+    expected = trace(train(tiny_recipe("whole")).folder)
+    tries = []
+
+    def full(adapters, folder, *rest):
+        tries.append(folder)
+        save_adapter(adapters, folder, *rest)
+        if len(tries) < 3:
+            raise disk_error(OSError(errno.ENOSPC, "full"), folder / "adapter_model.safetensors", 1000)
+
+    monkeypatch.setattr("topcoat.runs.finish.save_adapter", full)
+    listener = ear()
+    result = train(tiny_recipe("paused"), listener=listener)
+    assert len(tries) == 3
+    assert "need 1000 B" in listener.text
+    assert not list(result.folder.glob("*.tmp-*"))
+    assert trace(result.folder) == expected
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_says_so_at_the_start(tiny_recipe, train, monkeypatch):
+    monkeypatch.setattr("topcoat.training.checkpoint.free_bytes", lambda path: 10_000)
+    with pytest.raises(TopcoatError, match=r"checkpoints need .* more \(3 of .*\), 9\.8 KiB free") as caught:
+        train(tiny_recipe())
+    assert caught.value.exit_code == 1
+    assert "lower train.keep_checkpoints" in caught.value.problems[0].fix
+
+
+def test_a_run_that_would_not_fit_is_refused_before_the_first_step(tiny_recipe, train, monkeypatch):
+    monkeypatch.setattr("topcoat.runs.run.free_memory", lambda device: 2**20)
+    recipe = tiny_recipe()
+    with pytest.raises(TopcoatError, match=r"the run needs about .* of memory and 1\.0 MiB are free") as caught:
+        train(recipe)
+    assert caught.value.exit_code == 1
+    assert [path.name for path in Path(recipe["output"]).iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("content", ["a run", "other files"])
+def test_a_folder_that_is_not_free_is_left_as_it_is(content, tiny_recipe, train):
+    recipe = tiny_recipe()
+    folder = Path(recipe["output"])
+    if content == "a run":
+        train(recipe)
+    else:
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("years of work")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(TopcoatError) as caught:
+        train(recipe)
+    [problem] = caught.value.problems
+    if content == "a run":
+        assert problem.what == f"{folder} holds another run"
+        assert problem.fix == "add --resume to continue it, or name another output folder"
+    else:
+        assert problem.what == f"{folder} is not empty: it holds thesis.tex"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_it_trains_outside_the_main_thread(tiny_recipe, train, trace):
+    expected = trace(train(tiny_recipe("main")).folder)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(tiny_recipe("thread"))))
+    thread.start()
+    thread.join()
+    [result] = results
+    assert trace(result.folder) == expected
+
+
+def test_torch_s_random_state_and_threads_are_left_as_they_were(tiny_recipe, train):
+    torch.manual_seed(5)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(tiny_recipe(adapter={"lora_dropout": 0.1}))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
