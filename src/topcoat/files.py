@@ -290,7 +290,7 @@ def _is_being_written(pid: int, nonce: str) -> bool:
 class RunLock:
     """One writer for a run folder: an flock on `<run>/.lock`, which the system drops when the process dies.
 
-    The file stays and holds the pid for the message; deleting it would let two processes lock two different files.
+    The file holds the pid for the message, and stays: only its holder may `remove` it, from a folder left unused.
     """
 
     NAME = ".lock"
@@ -302,6 +302,12 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         """Raises TopcoatError: another process writes this run, or the folder cannot be locked."""
+        while not self._lock():
+            continue
+        return self
+
+    def _lock(self) -> bool:
+        """Open and lock the file; False if its holder removed it in between, so that it is not the one to lock."""
         try:
             make_folder(self.run)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -309,6 +315,9 @@ class RunLock:
             raise disk_error(error, self.path, None) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink == 0:
+                os.close(descriptor)
+                return False
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError as error:
@@ -323,7 +332,12 @@ class RunLock:
             os.close(descriptor)
             raise disk_error(error, self.path, None) from error
         self._descriptor = descriptor
-        return self
+        return True
+
+    def remove(self) -> None:
+        """Delete the file while it is held: for a folder in which nothing was written."""
+        with suppress(OSError):
+            os.unlink(self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.data.batches import Batch, StepPlan, micro_batches, worst_batch
 from topcoat.data.load import Dataset
 from topcoat.errors import TopcoatError
+from topcoat.files import RunLock, sweep_temporaries
 from topcoat.kernels.linear_cross_entropy import CHUNK_ROWS
 from topcoat.model.load import Base
 from topcoat.planning.bill import Bill, bill
@@ -87,6 +91,33 @@ class RunPlan:
             table.add_row(f"[dim]{line.name}[/]", f"[dim]{show_bytes(line.bytes)}  {line.note}[/]")
         table.add_row("memory", f"{show_bytes(self.bill.peak_bytes)} at the peak, estimated")
         return table
+
+
+@contextmanager
+def claimed(folder: RunFolder, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Inside, the folder is this process's alone: checked, made and locked.
+
+    What was made here is taken away again if the run fails before it has written anything. Raises TopcoatError for a
+    folder that is not free, cannot be continued, or is being written by another process.
+    """
+    check = continue_run if resume else open_run
+    missing = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    check(folder, recipe)
+    try:
+        with RunLock(folder.path) as lock:
+            check(folder, recipe)  # again: another run may have begun and ended here meanwhile
+            sweep_temporaries(folder.path)
+            try:
+                yield
+            except BaseException:
+                if missing and os.listdir(folder.path) == [folder.lock.name]:
+                    lock.remove()
+                raise
+    except BaseException:
+        with suppress(OSError):  # the first that is not empty, or that another process uses by now
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def open_run(folder: RunFolder, recipe: Recipe) -> None:

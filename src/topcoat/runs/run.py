@@ -16,14 +16,13 @@ from topcoat.adapters.attach import attach
 from topcoat.data.load import load_data
 from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
-from topcoat.files import RunLock, sweep_temporaries
 from topcoat.model.load import load_model
 from topcoat.model.parity import require_attention_parity
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.finish import finish, keep_best
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.listener import Listener, Silent
-from topcoat.runs.opening import continue_run, free_memory, open_run, plan_run
+from topcoat.runs.opening import claimed, free_memory, plan_run
 from topcoat.runs.scoring import Scorer, Scores
 from topcoat.runs.session import prepare
 from topcoat.training.loop import train
@@ -54,10 +53,7 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
     listener = listener or Silent()
     folder = RunFolder(Path(recipe.output))
     require_installed(recipe.train.report_to)
-    (continue_run if resume else open_run)(folder, recipe)
-    with _signals() as stop, RunLock(folder.path):
-        (continue_run if resume else open_run)(folder, recipe)  # again: another run may have ended here meanwhile
-        sweep_temporaries(folder.path)
+    with _signals() as stop, claimed(folder, recipe, resume):
         before = memory_bytes_now()
         base = load_model(recipe.model)  # frozen, quantized while it streams in
         stop.check()
