@@ -30,4 +30,4 @@ def mean_loss(
 
 def perplexity(mean: float) -> float:
     """exp of the mean loss; infinity where that overflows."""
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean >= 700 else math.exp(mean)

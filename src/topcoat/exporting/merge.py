@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from topcoat.adapters.attach import Adapters
+from topcoat.errors import TopcoatError
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.exporting.proof import Proof, compare, logits_of
 from topcoat.exporting.shards import write_shards
@@ -30,6 +31,8 @@ def merge_model(
     `base` should compute in float32, so that what is compared is the merge and not the rounding of activations.
     Raises Refused, with nothing left behind, when the logits differ by more than rounding.
     """
+    if not prompts:
+        raise TopcoatError("there are no prompts to prove the merge on", fix="give at least one, as token ids")
     dtype = output_dtype(base)
     base.model.eval()
     expected = logits_of(base.model, prompts)

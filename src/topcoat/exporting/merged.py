@@ -14,12 +14,13 @@ from torch import Tensor
 
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.settings import FullConfig
+from topcoat.model.fill import _match
 from topcoat.model.load import Base
 from topcoat.quant.linear import FrozenLinear
 
 
 def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, tensor on the CPU in `dtype`) for every tensor of the model, in the checkpoint's order."""
+    """(the model's own name, tensor on the CPU in `dtype`) for every tensor of the model, in the checkpoint's order."""
     if isinstance(adapters.config, FullConfig):
         for name, parameter in adapters.parameters().items():
             yield name, parameter.detach().to(dtype).cpu()
@@ -27,19 +28,32 @@ def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterat
     trained = {name: p for name, p in adapters.parameters().items() if not name.endswith((".lora_A", ".lora_B"))}
     frozen = {path: m.base for path, m in adapters.layers.items()}
     frozen |= {p: m for p, m in base.model.named_modules() if isinstance(m, FrozenLinear) and not p.endswith(".base")}
+    known: dict[str, tuple[int, ...]] = {name: () for name in _names(base, adapters)}
+    known |= {f"{path}.weight": () for path in frozen}
     for stored in base.source.tensors():
-        path = stored.name.removesuffix(".weight")
+        own = _match(stored.name, known, base.model.base_model_prefix)
+        if own is None:  # a cache that older files carry: loading has passed over it too
+            continue
+        path = own.removesuffix(".weight")
         linear = frozen.get(path)
-        if stored.name in trained:
-            tensor = trained[stored.name].detach()
-        elif linear is not None and stored.name.endswith(".weight") and base.settings.quantization is not None:
+        if own in trained:
+            tensor = trained[own].detach()
+        elif linear is not None and own.endswith(".weight") and base.settings.quantization is not None:
             tensor = linear.dense_weight(torch.float32)
         else:
             tensor = stored.read()
-        if path in adapters.layers and stored.name.endswith(".weight"):
+        if path in adapters.layers and own.endswith(".weight"):
             delta = adapters.layers[path].delta_weight()
             tensor = tensor.to(delta.device, torch.float32) + delta
-        yield stored.name, tensor.to(dtype).cpu().contiguous()
+        yield own, tensor.to(dtype).cpu().contiguous()
+
+
+def _names(base: Base, adapters: Adapters) -> Iterator[str]:
+    """The names of the state dict as they are without adapters."""
+    wrapped = [*adapters.layers, *adapters.copies]
+    for name in base.model.state_dict():
+        path = next((path for path in wrapped if name.startswith(f"{path}.base.")), None)
+        yield name if path is None else f"{path}.{name.removeprefix(f'{path}.base.')}"
 
 
 def output_dtype(base: Base) -> torch.dtype:

@@ -75,19 +75,20 @@ def bill(
 
     `runtime_bytes` is what the process held before the model was loaded: Python, torch and its libraries.
     """
-    linears = {path: m for path, m in model.named_modules() if isinstance(m, FrozenLinear)}
+    frozen_linears = [m for m in model.modules() if isinstance(m, FrozenLinear)]
+    linears = _block_linears(model)
     trainable = sum(p.numel() for p in parameters.values())
-    frozen = sum(m.weight_state.nbytes for m in linears.values())
+    frozen = sum(m.weight_state.nbytes for m in frozen_linears)
     ours = {id(p) for p in parameters.values()}
     rest = sum(p.nbytes for p in model.parameters() if id(p) not in ours)
-    quantized = [m for m in linears.values() if m.format.quantized]
+    quantized = [m for m in frozen_linears if m.format.quantized]
     scratch = max((m.in_features * m.out_features * m.compute_dtype.itemsize for m in quantized), default=0)
     saved = _activation_bytes(linears, tokens)
     blocks = max(1, _block_count(linears))
     kept = tokens * _hidden(linears) * _itemsize(linears) * blocks + saved // blocks if checkpointing else saved
     return Bill(
         (
-            Line("frozen weights", frozen, f"{len(linears)} linears"),
+            Line("frozen weights", frozen, f"{len(frozen_linears)} linears"),
             Line("embeddings, head and norms", rest, "in the compute dtype"),
             Line("trained parameters", 4 * trainable, f"{trainable:,} in fp32"),
             Line("gradients", 4 * trainable, "fp32"),
@@ -100,7 +101,19 @@ def bill(
     )
 
 
-def _activation_bytes(linears: Mapping[str, FrozenLinear], tokens: int) -> int:
+Linears = Mapping[str, FrozenLinear | nn.Linear]
+
+
+def _block_linears(model: nn.Module) -> Linears:
+    """Linears inside the numbered blocks: frozen ones, and the ordinary ones of full fine-tuning."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, FrozenLinear | nn.Linear) and any(part.isdigit() for part in path.split("."))
+    }
+
+
+def _activation_bytes(linears: Linears, tokens: int) -> int:
     """What all blocks keep for the backward of `tokens` tokens."""
     e = _itemsize(linears)
     hidden = _hidden(linears)
@@ -113,15 +126,16 @@ def _activation_bytes(linears: Mapping[str, FrozenLinear], tokens: int) -> int:
     return tokens * (per_token + _block_count(linears) * 8 * hidden)
 
 
-def _block_count(linears: Mapping[str, FrozenLinear]) -> int:
+def _block_count(linears: Linears) -> int:
     """Blocks of the model: paths differ by the block's number."""
     numbers = {part for path in linears for part in path.split(".") if part.isdigit()}
     return len(numbers)
 
 
-def _hidden(linears: Mapping[str, FrozenLinear]) -> int:
+def _hidden(linears: Linears) -> int:
     return next((m.in_features for m in linears.values()), 0)
 
 
-def _itemsize(linears: Mapping[str, FrozenLinear]) -> int:
-    return next((m.compute_dtype for m in linears.values()), torch.float32).itemsize
+def _itemsize(linears: Linears) -> int:
+    dtypes = (m.compute_dtype if isinstance(m, FrozenLinear) else m.weight.dtype for m in linears.values())
+    return next(dtypes, torch.float32).itemsize

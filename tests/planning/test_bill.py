@@ -1,0 +1,105 @@
+"""The memory bill: what is counted is what is allocated, and what does not fit is refused with what would."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from topcoat.adapters.attach import attach
+from topcoat.adapters.settings import FullConfig, LoraConfig
+from topcoat.errors import Refused
+from topcoat.model.load import load_model
+from topcoat.model.settings import ModelSettings
+from topcoat.planning.bill import Bill, Line, bill
+from topcoat.quant.linear import FrozenLinear
+from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
+from topcoat.training.optimizer import Optimizer
+from topcoat.training.settings import TrainSettings
+
+QUANTIZATIONS = [None, DenseConfig(format="bf16"), Nf4Config(), Int8Config()]
+
+
+def billed(tiny_llama, quantization=None, config=None, **changes):
+    settings = ModelSettings(path=str(tiny_llama), quantization=quantization, compute_dtype="fp32", device="cpu")
+    model = load_model(settings).model
+    adapters = attach(model, config or LoraConfig(r=4))
+    keywords = {"tokens": 100, "vocab": 512, "chunk_rows": 256, "checkpointing": False, "runtime_bytes": 0} | changes
+    made = bill(model, adapters.parameters(), **keywords)
+    return made, {line.name: line.bytes for line in made.lines}, model, adapters
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=str)
+@pytest.mark.parametrize(
+    "config", [LoraConfig(r=4), LoraConfig(r=4, modules_to_save=["lm_head"])], ids=["lora", "saved"]
+)
+def test_planned_bytes_are_allocated_bytes(tiny_llama, quantization, config):
+    _, lines, model, adapters = billed(tiny_llama, quantization, config)
+    linears = [m for m in model.modules() if isinstance(m, FrozenLinear)]
+    assert lines["frozen weights"] == sum(t.nbytes for m in linears for t in m.weight_state.tensors.values())
+    trained = list(adapters.parameters().values())
+    assert lines["trained parameters"] == lines["gradients"] == sum(p.nbytes for p in trained)
+    optimizer = Optimizer(adapters.parameters(), TrainSettings())
+    assert lines["optimizer moments"] == sum(t.nbytes for t in optimizer.state().values())
+    ours = {id(p) for p in trained}
+    assert lines["embeddings, head and norms"] == sum(p.nbytes for p in model.parameters() if id(p) not in ours)
+
+
+@pytest.mark.parametrize("config", [LoraConfig(r=4), FullConfig()], ids=["lora", "full"])
+def test_the_activations_billed_are_near_those_that_autograd_keeps(tiny_llama, config):
+    made, lines, model, _ = billed(tiny_llama, None, config, tokens=256)
+    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    parameters |= {b.untyped_storage().data_ptr() for b in model.buffers()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model.model(torch.arange(256)[None] % 300, use_cache=False).last_hidden_state
+    measured = sum(kept.values())
+    assert hidden.requires_grad
+    assert 0.5 * measured < lines["activations"] < 2 * measured
+    assert made.peak_bytes == sum(lines.values())
+
+
+def test_recomputing_blocks_and_fewer_tokens_cost_less(tiny_llama):
+    def activations(**changes):
+        return billed(tiny_llama, **changes)[1]["activations"]
+
+    assert activations(checkpointing=True) < activations()
+    assert activations(tokens=50) * 2 == activations(tokens=100)
+
+
+def test_only_quantized_weights_need_a_buffer(tiny_llama):
+    assert billed(tiny_llama)[1]["dequantization buffer"] == 0
+    assert billed(tiny_llama, Nf4Config())[1]["dequantization buffer"] == 64 * 128 * 4
+
+
+def test_what_fits_passes_and_an_unknown_machine_too():
+    made = Bill((Line("frozen weights", 600), Line("activations", 400)))
+    made.require_fit(1000)
+    made.require_fit(None)
+    assert json.loads(json.dumps(made.as_json())) == {
+        "lines": [
+            {"name": "frozen weights", "bytes": 600, "note": ""},
+            {"name": "activations", "bytes": 400, "note": ""},
+        ],
+        "peak_bytes": 1000,
+    }
+
+
+def test_what_does_not_fit_is_refused_with_sizes_and_with_settings_that_need_less():
+    made = Bill((Line("frozen weights", 6 * 2**30), Line("activations", 4 * 2**30)))
+    with pytest.raises(Refused) as caught:
+        made.require_fit(8 * 2**30)
+    text = str(caught.value)
+    assert "the run needs about 10.0 GiB of memory and 8.0 GiB are free" in text
+    assert "most of it is frozen weights (6.0 GiB)" in text
+    assert "train.gradient_checkpointing: true" in text
+    assert caught.value.exit_code == 1
