@@ -28,7 +28,7 @@ def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterat
     trained = {name: p for name, p in adapters.parameters().items() if not name.endswith((".lora_A", ".lora_B"))}
     frozen = {path: m.base for path, m in adapters.layers.items()}
     frozen |= {p: m for p, m in base.model.named_modules() if isinstance(m, FrozenLinear) and not p.endswith(".base")}
-    known: dict[str, tuple[int, ...]] = {name: () for name in _names(base, adapters)}
+    known: dict[str, tuple[int, ...]] = dict.fromkeys(_names(base, adapters), ())
     known |= {f"{path}.weight": () for path in frozen}
     for stored in base.source.tensors():
         own = _match(stored.name, known, base.model.base_model_prefix)
