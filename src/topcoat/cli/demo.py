@@ -14,7 +14,7 @@ import typer
 from topcoat.cli.output import make_console, print_json
 from topcoat.cli.process import prepare_process
 
-TRAIN_ROWS, HELD_OUT_ROWS = 960, 60
+TRAIN_ROWS, HELD_OUT_ROWS = 1440, 60
 RECIPE = """\
 # What `topcoat demo` runs. Change it and run it again: topcoat train {folder}/recipe.yaml output={folder}/run2
 model:
@@ -25,7 +25,7 @@ data:
   train: {train}
   validation: {held_out}
 train: {{epochs: 1, batch_size: 8, learning_rate: 2.0e-3}}
-evaluate: {{metrics: [exact_match], max_new_tokens: 64, every: 60, samples: 1}}
+evaluate: {{metrics: [exact_match], max_new_tokens: 40, every: 90, samples: 1}}
 output: {folder}/run
 """
 
