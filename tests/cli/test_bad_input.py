@@ -1,4 +1,4 @@
-"""Files that are wrong, given to `topcoat train` as a user would: the whole message is read, and nothing is left behind.
+"""Files that are wrong, given to `topcoat train` as a user would: the message is read, and nothing is left behind.
 
 What a message says is what is wrong with the value in hand, where, and what to do. Recipes are in test_train.py.
 """
@@ -86,9 +86,12 @@ def test_rows_that_are_wrong(bad_rows, content, what, fix):
 
 
 def test_all_wrong_rows_are_named(bad_rows):
-    said = bad_rows(GOOD + '{"prompt": "a"}\n' + GOOD + '{"prompt": "a", "completion": 1}\n' + '{"prompt"\n')
-    for line in (5,) if "line 2" not in said else (2, 4):
-        assert f"bad.jsonl line {line}" in said
+    said = bad_rows(GOOD + '{"prompt": "a"}\n' + GOOD + '{"prompt": "a", "completion": 1}\n')
+    assert "bad.jsonl line 2" in said
+    assert "bad.jsonl line 4" in said
+    said = bad_rows(GOOD + '{"prompt"\n' + GOOD + "{]\n")
+    assert "bad.jsonl line 2" in said
+    assert "bad.jsonl line 4" in said
 
 
 def test_a_compressed_file_that_was_cut_off(bad_rows):

