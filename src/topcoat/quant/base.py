@@ -74,25 +74,34 @@ class QuantFormat(ABC):
 
 
 def check_weight(weight: Tensor) -> Tensor:
-    """`weight` (O, I) as finite float32.
+    """`weight` (O, I), detached, if it is a float matrix; its values are not looked at.
 
     Raises:
-        TopcoatError: not a matrix, or values that are not finite; the caller adds the tensor's name in `where`.
+        TopcoatError: not a matrix of floats; the caller adds the tensor's name in `where`.
     """
     if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
         raise TopcoatError(
             f"a linear's weight must be a float matrix (out, in), and this one is {weight.dtype} {tuple(weight.shape)}",
             fix="load a checkpoint whose linears are plain float tensors",
         )
-    values = weight.detach().float()
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
-        nans = int(torch.isnan(values).sum())
-        raise TopcoatError(
-            f"{bad} of {values.numel()} weights are not finite: {nans} NaN, {bad - nans} infinite",
-            fix="the checkpoint is damaged or was saved after its training diverged; fetch it again or take another",
-        )
-    return values
+    return weight.detach()
+
+
+def require_finite(largest: Tensor, weight: Tensor) -> None:
+    """Raises TopcoatError if `largest`, the magnitudes of `weight`'s blocks, shows that some value is not finite.
+
+    NaN and infinity survive a maximum, so looking at the scales is enough, and takes no memory.
+    """
+    if bool(torch.isfinite(largest).all()):
+        return
+    nans = infinite = 0
+    for part in weight.flatten().split(1 << 22):
+        nans += int(torch.isnan(part).sum())
+        infinite += int(torch.isinf(part).sum())
+    raise TopcoatError(
+        f"{nans + infinite} of {weight.numel()} weights are not finite: {nans} NaN, {infinite} infinite",
+        fix="the checkpoint is damaged or was saved after its training diverged; fetch it again or take another",
+    )
 
 
 def target(q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None) -> Tensor:

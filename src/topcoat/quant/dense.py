@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from topcoat.errors import TopcoatError
-from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, target
+from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.settings import DenseConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -27,12 +27,14 @@ class Dense(QuantFormat):
             TopcoatError: as `check_weight`, and where a weight is too large for fp16.
         """
         values = check_weight(weight)
-        stored = weight.detach().to(DTYPES[self.config.format]).contiguous()
+        largest = torch.stack(torch.aminmax(values)).float().abs().max()
+        require_finite(largest, values)
+        stored = values.to(DTYPES[self.config.format]).contiguous()
         over = int(torch.isinf(stored).sum())
         if over:
             raise TopcoatError(
                 f"{over} of {weight.numel()} weights do not fit {self.config.format}: the largest is "
-                f"{values.abs().max():.4g}, and {self.config.format} ends at {torch.finfo(stored.dtype).max:.4g}",
+                f"{largest:.4g}, and {self.config.format} ends at {torch.finfo(stored.dtype).max:.4g}",
                 fix="store the frozen weights as bf16 or fp32",
             )
         return QuantizedWeight(self.config.format, (weight.shape[0], weight.shape[1]), {"weight": stored})

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, target
+from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.settings import Int8Config
 
-PIECE = 1 << 17  # weights rebuilt at a time, so that float32 temporaries stay in cache
+PIECE = 1 << 17  # weights coded or rebuilt at a time, so that float32 temporaries stay in cache
 
 
 class Int8(QuantFormat):
@@ -26,10 +26,16 @@ class Int8(QuantFormat):
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight (O, I) of any float dtype -> codes in [-127, 127] and row maxima; an all-zero row gets codes 0."""
         values = check_weight(weight)
-        absmax = values.abs().amax(1)  # (O,)
-        # a row of zeros, or one so small that 127 / absmax overflows, would give 0 * inf
-        factor = torch.where(absmax > 0, 127.0 / absmax, 0.0).clamp(max=torch.finfo(torch.float32).max)
-        codes = (values * factor[:, None]).round_().to(torch.int8)
+        codes = torch.empty(values.shape, dtype=torch.int8, device=values.device)
+        absmax = torch.empty(len(values), dtype=torch.float32, device=values.device)  # (O,)
+        step = max(1, PIECE // values.shape[1])
+        for start in range(0, len(values), step):
+            rows = values[start : start + step].float()
+            largest = absmax[start : start + step] = rows.abs().amax(1)
+            # a row of zeros, or one so small that 127 / absmax overflows, would give 0 * inf
+            factor = torch.where(largest > 0, 127.0 / largest, 0.0).clamp(max=torch.finfo(torch.float32).max)
+            codes[start : start + step] = (rows * factor[:, None]).round_().to(torch.int8)
+        require_finite(absmax, weight)
         return QuantizedWeight("int8", (weight.shape[0], weight.shape[1]), {"codes": codes, "absmax": absmax})
 
     def dequantize(self, q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:

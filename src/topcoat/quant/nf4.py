@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.nf4_dequant import NF4_TABLE, dequantize_nf4
-from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, target
+from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.double import dequantize_scales, double_nbytes, quantize_scales
 from topcoat.quant.pack import pack
 from topcoat.quant.settings import Nf4Config
@@ -43,22 +43,25 @@ class Nf4(QuantFormat):
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight (O, I) of any float dtype -> packed codes and scales, the bytes of bitsandbytes' quantize_4bit."""
-        flat = check_weight(weight).reshape(-1)  # (N,) float32
+        flat = check_weight(weight).reshape(-1)  # (N,), in its own dtype: only a piece at a time becomes float32
         size = self.config.block_size
         whole = flat.numel() // size * size
-        absmax = flat[:whole].view(-1, size).abs().amax(-1)  # (whole blocks,)
-        codes = flat.new_empty(whole // 2, dtype=torch.uint8)
+        absmax = torch.empty(whole // size, dtype=torch.float32, device=flat.device)
+        codes = torch.empty(whole // 2, dtype=torch.uint8, device=flat.device)
         for start in range(0, whole, PIECE):  # PIECE is a multiple of every block size
             end = min(start + PIECE, whole)
-            scales = absmax[start // size : end // size].clamp(min=SMALLEST)
+            blocks = flat[start:end].float().view(-1, size)  # (n, S)
+            scales = absmax[start // size : end // size] = blocks.abs().amax(-1)
             # times the reciprocal, not divided by the scale: the last bit of the quotient decides ties
-            unit = (flat[start:end].view(-1, size) * (1.0 / scales)[:, None]).clamp_(-1, 1)
+            unit = (blocks * (1.0 / scales.clamp(min=SMALLEST))[:, None]).clamp_(-1, 1)
             codes[start // 2 : end // 2] = pack(torch.bucketize(unit.view(-1), _borders(flat.device), out_int32=True))
         if whole < flat.numel():  # the short block is divided, and its floored scale is what is stored
-            last = flat[whole:].abs().max().clamp(min=SMALLEST)
-            unit = (flat[whole:] / last).clamp_(-1, 1)
+            short = flat[whole:].float()
+            last = short.abs().max().clamp(min=SMALLEST)
+            unit = (short / last).clamp_(-1, 1)
             tail = pack(torch.bucketize(unit, _borders(flat.device), out_int32=True), fill=ZERO_CODE)
             codes, absmax = torch.cat((codes, tail)), torch.cat((absmax, last[None]))
+        require_finite(absmax, weight)
         scales_state = quantize_scales(absmax) if self.config.double_quant else {"absmax": absmax}
         shape = (weight.shape[0], weight.shape[1])
         return QuantizedWeight("nf4", shape, {"codes": codes, **scales_state}, {"block_size": size})
