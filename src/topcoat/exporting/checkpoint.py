@@ -8,20 +8,20 @@ are quantized; embeddings, norms, biases and the head are kept in the compute dt
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from topcoat.errors import Problem, TopcoatError
 from topcoat.exporting.bitsandbytes import linear_tensors, quantization_config
+from topcoat.exporting.companions import write_companions
 from topcoat.exporting.shards import SHARD_BYTES, write_shards
 from topcoat.files import publish_directory, write_file
-from topcoat.model.fill import _match_all, block_linears
+from topcoat.model.fill import block_linears, match_all
 from topcoat.model.skeleton import build_skeleton, check_sizes
 from topcoat.model.source import Source, StoredTensor
 from topcoat.quant.base import QuantFormat
@@ -53,7 +53,8 @@ def quantize_checkpoint(
         counted = _Counted(_tensors(source, model, format, dtype))
         files = write_shards(counted, folder, shard_bytes)
         _write_config(source, model, config, dtype, folder)
-        _write_rest(source, folder)
+        tokenizer = source.tokenizer()
+        write_companions(source, tokenizer, folder, str(tokenizer.chat_template) if tokenizer.chat_template else None)
     weights = sum(linear.in_features * linear.out_features for linear in linears.values())
     stored = sum(format.nbytes(linear.out_features, linear.in_features) for linear in linears.values())
     return {
@@ -85,7 +86,7 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """(name in the file, tensor) of all that is written, under the model's own names; tied copies are left out."""
     linears = block_linears(model)
-    for place in _match_all(model, source):
+    for place in match_all(model, source):
         name, stored = place.names[0], place.stored
         path = name.removesuffix(".weight")
         if place.is_copy:
@@ -143,18 +144,6 @@ def _write_config(
         skipped = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in inside]
         facts["quantization_config"] = quantization_config(config, dtype, skipped)
     write_file(folder / "config.json", json.dumps(facts, indent=2, sort_keys=True, default=str) + "\n")
-
-
-def _write_rest(source: Source, folder: Path) -> None:
-    """Tokenizer, template, generation settings and licence: the source's own files where it has them."""
-    copied = source.files_to_copy()
-    for file in copied:
-        shutil.copyfile(file, folder / file.name)
-    if not any(file.name.startswith("tokenizer") for file in copied):
-        source.tokenizer().save_pretrained(folder)
-    defaults = dict(source.generation_defaults())
-    if defaults and not (folder / "generation_config.json").exists():
-        GenerationConfig.from_dict(defaults).save_pretrained(folder)
 
 
 def _warnings(linears: dict[str, nn.Linear], config: QuantConfig) -> list[str]:

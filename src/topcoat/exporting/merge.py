@@ -7,12 +7,13 @@ prompts; only if every logit is within rounding is it renamed into place (pitfal
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from topcoat.adapters.attach import Adapters
+from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
+from topcoat.exporting.companions import write_companions
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.exporting.proof import Proof, compare, logits_of
 from topcoat.exporting.shards import write_shards
@@ -63,10 +64,4 @@ def write_model(base: Base, adapters: Adapters, folder: Path) -> None:
     config.pop("quantization_config", None)
     config |= {"dtype": str(dtype).removeprefix("torch."), "architectures": [base.identity.architecture]}
     write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
-    copied = base.source.files_to_copy()
-    for file in copied:
-        shutil.copyfile(file, folder / file.name)
-    if not any(file.name.startswith("tokenizer") for file in copied):
-        base.tokenizer.save_pretrained(folder)
-    if not any(file.name == "generation_config.json" for file in copied):
-        base.model.generation_config.save_pretrained(folder)
+    write_companions(base.source, base.tokenizer, folder, Renderer(base.tokenizer).template)

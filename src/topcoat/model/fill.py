@@ -46,7 +46,7 @@ def fill(model: PreTrainedModel, source: Source, format: QuantFormat, dtype: tor
     Returns the SHA-256 of the checkpoint's tensors. Raises TopcoatError listing everything that does not fit.
     """
     linears = block_linears(model)
-    places = _match_all(model, source)
+    places = match_all(model, source)
     hasher = TensorHasher()
     digests: dict[str, str] = {}
     weights: dict[str, QuantizedWeight] = {}
@@ -78,7 +78,7 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: module for name, module in found if isinstance(module, nn.Linear)}
 
 
-def _match_all(model: PreTrainedModel, source: Source) -> list[_Place]:
+def match_all(model: PreTrainedModel, source: Source) -> list[_Place]:
     """Where every tensor goes. Raises TopcoatError with all that is left over, missing or of another shape."""
     groups = parameter_groups(model)
     owner = {name: own for own, names in groups.items() for name in names}

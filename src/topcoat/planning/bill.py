@@ -21,7 +21,6 @@ from topcoat.errors import Refused
 from topcoat.quant.linear import FrozenLinear
 from topcoat.units import show_bytes
 
-
 # What a process holds beyond tensors once it trains: the tokenizer's tables, bitsandbytes, oneDNN's compiled kernels,
 # freed memory the allocator keeps. Measured with SmolLM2-135M on a CPU: 176 MB after loading, 129 MB after ten steps.
 WORKING_BYTES = 305 * 10**6

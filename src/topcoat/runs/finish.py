@@ -5,12 +5,13 @@ The adapter is safe on disk before anything that is only nice to have is tried (
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.files import save_adapter
 from topcoat.adapters.settings import FullConfig
+from topcoat.data.render import Renderer
+from topcoat.exporting.companions import write_companions
 from topcoat.exporting.merge import write_model
 from topcoat.files import discard, publish_directory, write_file
 from topcoat.model.load import Base
@@ -89,19 +90,6 @@ def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
             write_model(base, adapters, temporary)
         else:
             save_adapter(adapters, temporary, base.settings.path, base.identity.model_dump())
-            copy_tokenizer(base, temporary)
+            template = Renderer(base.tokenizer).template
+            write_companions(base.source, base.tokenizer, temporary, template, generation=False)
     return final
-
-
-def copy_tokenizer(base: Base, folder: Path) -> None:
-    """Tokenizer and chat template beside the weights: a server must render as training did (pitfall P11).
-
-    Files of the checkpoint are copied byte for byte; those a GGUF does not have are written.
-    """
-    copied = [file for file in base.source.files_to_copy() if file.name != "generation_config.json"]
-    for file in copied:
-        shutil.copyfile(file, folder / file.name)
-    if not any(file.name.startswith("tokenizer") for file in copied):
-        base.tokenizer.save_pretrained(folder)
-    if base.tokenizer.chat_template:
-        (folder / "chat_template.jinja").write_text(str(base.tokenizer.chat_template), encoding="utf-8")
