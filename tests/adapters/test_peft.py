@@ -31,6 +31,9 @@ def test_peft_computes_our_adapter(load, logits, from_transformers, train_a_litt
     theirs = peft.PeftModel.from_pretrained(from_transformers(), tmp_path)
     assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(logits(theirs), logits(load().model), atol=1e-2)
+    assert theirs.get_nb_trainable_parameters()[1] - adapters.count() == sum(  # on the same linears, and no others
+        p.numel() for p in from_transformers().parameters()
+    )
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "smollm3", "olmo2"])

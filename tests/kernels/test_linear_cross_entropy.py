@@ -30,7 +30,9 @@ def off(found: Tensor, truth: Tensor) -> float:
     return float((found.double() - truth).abs().max() / truth.abs().max())
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(40, 1000), (5, 151_936)])
+@pytest.mark.parametrize(
+    ("rows", "vocab"), [(40, 1000), (5, 151_936), pytest.param(70, 262_144, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("softcap", [None, 4.0])
 def test_loss_and_gradients_are_those_of_float64(rows, vocab, softcap):
     hidden, weight, targets = drawn(rows, 24, vocab)

@@ -89,13 +89,11 @@ def test_a_head_trained_beside_the_adapter_gets_its_gradient(ready, examples):
     assert_same(found, graded(by_transformers(model, rows), adapters.parameters()))
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.integers(1, 30), min_size=2, max_size=8).filter(lambda lengths: max(lengths) > 1),
-    st.lists(st.tuples(st.integers(8, 60), st.booleans()), min_size=1, max_size=2),
-    st.integers(0, 5),
-)
-def test_however_a_step_is_split_its_gradient_is_the_same(ready, examples, lengths, splits, seed):
+RAGGED = st.lists(st.integers(1, 30), min_size=2, max_size=8).filter(lambda lengths: max(lengths) > 1)
+SPLITS = st.lists(st.tuples(st.integers(8, 60), st.booleans()), min_size=1, max_size=2)
+
+
+def assert_splitting_changes_nothing(ready, examples, lengths, splits, seed) -> None:
     rows = examples(lengths, seed)
     model, adapters = ready(layers=1, hidden_size=32, intermediate_size=32)
     parameters = adapters.parameters()
@@ -105,6 +103,19 @@ def test_however_a_step_is_split_its_gradient_is_the_same(ready, examples, lengt
         batches = micro_batches(rows, range(len(rows)), budget_tokens=budget, packing=packing)
         assert sum(batch.n_target_tokens for batch in batches) == targets
         assert_same(graded(total(model, batches) / targets, parameters), whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(RAGGED, SPLITS, st.integers(0, 5))
+def test_however_a_step_is_split_its_gradient_is_the_same(ready, examples, lengths, splits, seed):
+    assert_splitting_changes_nothing(ready, examples, lengths, splits, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(RAGGED, SPLITS, st.integers(0, 999))
+def test_however_a_step_is_split_its_gradient_is_the_same_over_many_draws(ready, examples, lengths, splits, seed):
+    assert_splitting_changes_nothing(ready, examples, lengths, splits, seed)
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,6 +131,14 @@ def test_targets_are_the_labelled_tokens_after_the_first_of_each_example(example
         expected += [(start + i - 1, row.labels[i]) for i in range(1, n) if row.labels[i] != IGNORE_INDEX]
     assert list(zip(positions.tolist(), targets.tolist(), strict=True)) == expected
     assert len(targets) == batch.n_target_tokens
+
+
+def test_the_first_token_of_a_document_is_never_a_target_even_if_it_is_labelled(examples):
+    batch = packed(examples([6, 4, 5]), range(3))
+    expected = [part.tolist() for part in target_positions(batch)]
+    starts = [start for start, _ in spans(batch)]
+    batch.labels[0, starts] = batch.input_ids[0, starts]
+    assert [part.tolist() for part in target_positions(batch)] == expected
 
 
 def test_a_batch_without_targets_is_a_loss_of_zero_with_gradients_of_zero(ready):
