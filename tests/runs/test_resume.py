@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from topcoat.errors import Interrupted, Refused, TopcoatError
 from topcoat.model.tiny import save_tiny
+from topcoat.training.loss_scale import LossScale
 
 DROPOUT = {"adapter": {"lora_dropout": 0.1}}
 VARIANTS = {
@@ -22,6 +23,7 @@ VARIANTS = {
     "gradient checkpointing": {**DROPOUT, "train": {"gradient_checkpointing": True}},
     "QLoRA": {**DROPOUT, "model": {"quantization": {"format": "nf4"}}},
     "bf16": {**DROPOUT, "model": {"compute_dtype": "bf16"}},
+    "fp16": {"adapter": {"lora_dropout": 0.1}, "model": {"compute_dtype": "fp16"}},
     "modules_to_save": {"adapter": {"lora_dropout": 0.1, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}},
     "full": {"adapter": {"method": "full", "r": None}},
     "no validation": {**DROPOUT, "data": {"validation": None}, "evaluate": {"every": None, "samples": None}},
@@ -110,20 +112,51 @@ def test_a_stop_before_or_after_the_training_loses_nothing(label, said, step, ti
     assert trace(stopped["output"]) == trace(whole["output"])
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(tiny_recipe, train, trace, ear, stop_after):
-    whole = tiny_recipe("whole", **DROPOUT)
+def test_damaged_checkpoints_are_passed_over_and_what_came_after_them_is_done_again(
+    tiny_recipe, train, trace, ear, stop_after
+):
+    """Steps 6 and 7 are damaged, so the evaluation after step 6 is in the logs already when it comes again."""
+    whole = tiny_recipe("whole", **DROPOUT, evaluate={"every": 3}, train={"keep_checkpoints": 3})
     train(whole)
     stopped = {**whole, "output": whole["output"] + "-stopped"}
     with pytest.raises(Interrupted):
-        train(stopped, listener=ear(stop_after["step"](6)))
-    file = Path(stopped["output"]) / "checkpoints" / "step-00000006" / "adapter.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+        train(stopped, listener=ear(stop_after["step"](7)))
+    for step in (6, 7):
+        file = Path(stopped["output"]) / "checkpoints" / f"step-{step:08d}" / "adapter.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
     listener = ear()
     train(stopped, resume=True, listener=listener)
-    assert any("step-00000006 is not usable" in text for text in listener.heard)
-    assert "resuming at step 4 of 8" in listener.heard
+    assert [text.split(":")[0] for text in listener.heard if "usable" in text] == [
+        "step-00000007 is not usable",
+        "step-00000006 is not usable",
+    ]
+    assert "resuming at step 3 of 8" in listener.heard
+    assert trace(stopped["output"]) == trace(whole["output"])
+
+
+def test_what_a_dead_process_left_half_written_is_swept(tiny_recipe, train, ear, stop_after):
+    recipe = tiny_recipe()
+    with pytest.raises(Interrupted):
+        train(recipe, listener=ear(stop_after["step"](2)))
+    half = Path(recipe["output"]) / "adapter.tmp-999999999-0123abcd"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_text("half")
+    train(recipe, resume=True)
+    assert not half.exists()
+
+
+def test_the_loss_scale_is_taken_up_where_it_was(tiny_recipe, train, trace, ear, stop_after, monkeypatch):
+    """It begins so high that the first steps overflow and halve it."""
+    monkeypatch.setattr("topcoat.runs.session.LossScale.for_dtype", lambda dtype: LossScale(2.0**26))
+    whole = tiny_recipe("whole", model={"compute_dtype": "fp16"})
+    train(whole)
+    assert 0 < trace(whole["output"])["results"]["skipped_steps"] < 8
+    stopped = {**whole, "output": whole["output"] + "-stopped"}
+    with pytest.raises(Interrupted):
+        train(stopped, listener=ear(stop_after["step"](2)))
+    train(stopped, resume=True)
     assert trace(stopped["output"]) == trace(whole["output"])
 
 
