@@ -45,25 +45,31 @@ def with_gradients(function, q, k, v, grad) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
-    """Largest error of the values, relative to the largest value; of dQ, dK and dV, to the largest of all three.
+def errors(found: list[Tensor], truth: list[Tensor], order: float) -> list[float]:
+    """Errors of the values, relative to them, and of dQ, dK and dV, to the largest of the three, in the norm `order`.
 
     On their own dQ and dK may be nothing but rounding: with a window of 1 both are exactly zero.
     """
-    largest = [float(t.abs().max()) for t in truth]
-    scales = [largest[0], *[max(largest[1:])] * 3]
-    return [float((f.double() - t).abs().max()) / scale for f, t, scale in zip(found, truth, scales, strict=True)]
+    sizes = [float(t.flatten().norm(order)) for t in truth]
+    scales = [sizes[0], *[max(sizes[1:])] * 3]
+    return [
+        float((f.double() - t).flatten().norm(order)) / scale for f, t, scale in zip(found, truth, scales, strict=True)
+    ]
 
 
 def compared(lengths, heads, groups, shape, dtype, seed=0) -> tuple[list[float], list[float]]:
-    """Errors of the kernel and of the definition computed in `dtype`, both against the definition in float64."""
+    """Errors of the kernel and of the definition computed in `dtype`, both against the definition in float64.
+
+    In float32 the largest error counts; in bf16, where that is a matter of luck, the Euclidean one.
+    """
     q, k, v, grad = drawn(lengths, heads, groups, dtype, seed)
     layout = documents(spans_of(lengths), sum(lengths))
     ours = with_gradients(lambda *x: document_attention(*x, layout, shape), q, k, v, grad)
     plain = with_gradients(lambda *x: by_definition(*x, lengths, shape), q, k, v, grad)
     wide = [x.double() for x in (q, k, v, grad)]
     truth = with_gradients(lambda *x: by_definition(*x, lengths, shape), *wide)
-    return errors(ours, truth), errors(plain, truth)
+    order = torch.inf if dtype == torch.float32 else 2
+    return errors(ours, truth, order), errors(plain, truth, order)
 
 
 HEADS = st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 3)])
@@ -83,8 +89,8 @@ def test_values_and_gradients_are_the_definitions_in_float32(lengths, heads, sha
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), HEADS, DRAWN_SHAPES, st.integers(0, 9))
 def test_in_bf16_it_is_at_most_twice_as_far_off_as_the_definition_in_bf16(lengths, heads, shape, seed):
     ours, plain = compared(lengths, *heads, shape, torch.bfloat16, seed)
-    half_a_step = 2.0**-9  # one rounding of the result: what even an exact kernel is off by
-    assert all(mine <= 2 * max(its, half_a_step) for mine, its in zip(ours, plain, strict=True))
+    rounding = 2.0**-9  # of the result alone: what even an exact kernel is off by
+    assert all(mine <= 2 * max(its, rounding) for mine, its in zip(ours, plain, strict=True))
 
 
 @pytest.mark.slow
