@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -46,16 +47,17 @@ def comparison(folder: Path, most: int) -> RenderableType:
 def next_steps(result: Result) -> Group:
     """Where the files are, and the commands that come next."""
     folder, whole = result.folder, result.adapter == RunFolder(result.folder).model
+    typed = shlex.quote(str(folder))
     lines = [
         f"run      {folder}",
         f"{'model  ' if whole else 'adapter'}  {result.adapter}",
         f"report   {folder / 'report.html'}",
         "",
         "next",
-        f"  topcoat chat {folder}      talk to it" + ("" if whole else "; /adapter off compares with the base"),
+        f"  topcoat chat {typed}      talk to it" + ("" if whole else "; /adapter off compares with the base"),
     ]
     if not whole:
-        lines.append(f"  topcoat merge {folder}     one model from base and adapter, proved")
+        lines.append(f"  topcoat merge {typed}     one model from base and adapter, proved")
     return Group(*map(Text, lines))
 
 
