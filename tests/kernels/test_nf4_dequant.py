@@ -61,7 +61,7 @@ def assert_same_bits(packed, absmax, block_size, shape, dtype):
     columns=st.integers(1, 300),
     block_size=st.sampled_from([32, 64, 128, 256, 512, 1024, 2048, 4096]),
     dtype=st.sampled_from(DTYPES),
-    magnitude=st.sampled_from([1.0, 1e-6, 1e-40, 1e38]),
+    magnitude=st.sampled_from([1.0, 1e-6, 1e-40, 1e37]),
     seed=st.integers(0, 2**31),
 )
 def test_every_way_gives_the_same_bits(rows, columns, block_size, dtype, magnitude, seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,19 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` for people and programs: indented, keys in the order given, whole or not at all."""
-    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` for people and programs: indented, keys in the order given, whole or not at all.
+
+    A figure that is no number (the perplexity of a diverged model) is written as null, since JSON has no word for it.
+    """
+    write_file(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

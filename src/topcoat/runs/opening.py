@@ -161,7 +161,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
         bill=bill(
             base.model,
             adapters.parameters(),
-            tokens=steps.worst().n_tokens,
+            tokens=steps.worst().input_ids.numel(),  # padding computes as well
             vocab=base.vocab_rows,
             chunk_rows=CHUNK_ROWS,
             checkpointing=settings.gradient_checkpointing,
