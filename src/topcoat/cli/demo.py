@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from json import dumps
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from topcoat.cli.output import make_console, print_json
 from topcoat.cli.process import prepare_process
+from topcoat.errors import Interrupted
 
 TRAIN_ROWS, HELD_OUT_ROWS = 1440, 60
 RECIPE = """\
@@ -54,7 +56,10 @@ def command(
     memory = show_bytes(facts.memory_bytes) if facts.memory_bytes is not None else "unknown memory"
     console.print(f"{facts.cpu}, {facts.usable_cores} cores, {memory}; computes in {facts.compute_dtype}", markup=False)
     console.rule("training", align="left")
-    result = run(load_recipe(recipe_path), listener=Terminal(console))
+    try:
+        result = run(load_recipe(recipe_path), listener=Terminal(console))
+    except Interrupted as stopped:
+        raise _continued_by(stopped, recipe_path) from stopped
     console.print(scores_line("before", result.base), scores_line("after", result.tuned), sep="\n", markup=False)
     console.rule("the merge", align="left")
     target, proof = merge_run(result.folder, say=lambda text: console.print(text, markup=False))
@@ -84,6 +89,16 @@ def command(
             }
         )
     return 0
+
+
+def _continued_by(stopped: Interrupted, recipe: Path) -> Interrupted:
+    """`stopped` with the command that goes on: the demo itself only ever starts anew."""
+    if not (recipe.parent / "run" / "recipe.yaml").exists():
+        return stopped
+    said = stopped.problems[0]
+    told = Interrupted(said.what, said.where, f"topcoat train {quote(str(recipe))} --resume continues")
+    told.exit_code = stopped.exit_code
+    return told
 
 
 def write_demo(folder: Path) -> Path:
