@@ -45,9 +45,11 @@ def test_the_front_matter_is_what_model_hubs_read():
     }
 
 
-@pytest.mark.parametrize("name", ['a: "b" # c', "- x", "it's ---", "C:\\models\\x", "modèle"])
-def test_any_model_name_survives_the_front_matter(name):
-    assert front_matter(model_card(RUN | {"base_model": name}))["base_model"] == name
+@pytest.mark.parametrize("name", ['a: "b" # c', "- x", "it's ---", "C:\\models\\x", "modèle", "./x/y", "/x/y.gguf"])
+def test_a_path_stays_out_of_the_front_matter_and_breaks_nothing(name):
+    card = model_card(RUN | {"base_model": name})
+    assert "base_model" not in front_matter(card)
+    assert name in card
 
 
 def test_the_figures_are_on_the_card():
@@ -78,14 +80,17 @@ def test_a_cell_cannot_add_a_column_or_html():
 
 
 def test_a_card_needs_only_a_name_and_a_base():
-    card = model_card({"name": "x", "base_model": "y"})
-    assert front_matter(card)["base_model"] == "y"
+    card = model_card({"name": "x", "base_model": "o/y"})
+    assert front_matter(card)["base_model"] == "o/y"
     assert "## Scores" not in card
     assert "None" not in card
 
 
 def test_a_fully_tuned_model_gets_no_adapter_code():
-    assert "PeftModel" not in model_card(RUN | {"method": "full"})
+    card = model_card(RUN | {"method": "full"})
+    assert "PeftModel" not in card
+    assert "A full fine-tuning of" in card
+    assert front_matter(card)["library_name"] == "transformers"
 
 
 def test_only_what_was_measured_is_in_the_table():

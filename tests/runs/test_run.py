@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,13 @@ from safetensors.torch import load_file
 
 import topcoat.training.objectives as objectives
 from topcoat.adapters.methods import METHODS
-from topcoat.errors import TopcoatError
+from topcoat.errors import Refused, TopcoatError
 from topcoat.files import disk_error
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.recipe.load import load_recipe, recipe_from_dict
 from topcoat.runs.finish import save_adapter
+from topcoat.runs.merging import merge_run
 from topcoat.runs.run import run
 from topcoat.training.metrics import read_metrics
 
@@ -394,3 +396,27 @@ def test_torch_s_random_state_and_threads_are_left_as_they_were(tiny_recipe, tra
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_full_fine_tuning_in_half_precision_learns_in_fp32_masters(tiny_recipe, train, dtype):
+    recipe = tiny_recipe(model={"compute_dtype": dtype}, train={"max_steps": 4, "learning_rate": 2e-3})
+    recipe["adapter"] = {"method": "full"}
+    done = train(recipe)
+    losses = [row["loss"] for row in read_metrics(Path(recipe["output"]) / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert done.steps == 4
+
+
+def test_an_edited_model_config_is_noticed_on_resume_and_on_load(tiny_recipe, train, tmp_path):
+    recipe = tiny_recipe(train={"max_steps": 2})
+    model = tmp_path / "edited"
+    shutil.copytree(recipe["model"]["path"], model)
+    recipe["model"] = {**recipe["model"], "path": str(model)}
+    train(recipe)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(TopcoatError, match="model config changed since step"):
+        train(recipe, resume=True)
+    with pytest.raises(Refused, match="trained with another model config"):
+        merge_run(Path(recipe["output"]))

@@ -199,13 +199,22 @@ def load_tensors(adapters: Adapters, stored: Mapping[str, Tensor], where: str) -
             parameter.copy_(stored[name])
 
 
+BOUND_TO = {
+    "base": "base model",
+    "config": "model config",
+    "tokenizer": "tokenizer",
+    "chat_template": "chat template",
+}
+"""Parts of an identity that must be the same for an adapter to mean what it was trained to."""
+
+
 def check_identity(folder: Path, identity: Mapping[str, str] | None) -> None:
     """Refuse an adapter trained on another base, tokenizer or template than `identity` says."""
     path = folder / IDENTITY
     if identity is None or not path.is_file():
         return
     recorded = _read_json(path)
-    for key, noun in (("base", "base model"), ("tokenizer", "tokenizer"), ("chat_template", "chat template")):
+    for key, noun in BOUND_TO.items():
         mine, its = identity.get(key), recorded.get(key)
         if mine and its and mine != its:
             raise Refused(

@@ -44,6 +44,8 @@ def command(
             try:
                 chat.answer(line, _print_piece, max_new_tokens, temperature, top_p, seed)
                 print(flush=True)
+            except KeyboardInterrupt:  # stops this answer, not the chat
+                print(flush=True)
             except TopcoatError as error:  # the conversation has become too long, or the template refuses it
                 print_problems(error.problems)
                 console.print("/reset forgets the conversation and starts anew", style="dim")

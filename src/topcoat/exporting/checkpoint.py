@@ -53,8 +53,9 @@ def quantize_checkpoint(
         counted = _Counted(_tensors(source, model, format, dtype))
         files = write_shards(counted, folder, shard_bytes)
         _write_config(source, model, config, dtype, folder)
-        tokenizer = source.tokenizer()
-        write_companions(source, tokenizer, folder, str(tokenizer.chat_template) if tokenizer.chat_template else None)
+        write_companions(
+            source, source.tokenizer(), folder, None
+        )  # templates as they are, of which there may be several
     weights = sum(linear.in_features * linear.out_features for linear in linears.values())
     stored = sum(format.nbytes(linear.out_features, linear.in_features) for linear in linears.values())
     return {

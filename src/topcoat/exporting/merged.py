@@ -7,6 +7,7 @@ checkpoint's own tensor, read again in its own precision.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -57,6 +58,9 @@ def _names(base: Base, adapters: Adapters) -> Iterator[str]:
 
 
 def output_dtype(base: Base) -> torch.dtype:
-    """The dtype a merged model is written in: the checkpoint's own where it is a float dtype, else bf16."""
-    dtype = base.source.config.dtype
-    return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
+    """The dtype a merged model is written in: that of most of the checkpoint, where it is a float one, else bf16."""
+    stored: Counter[str] = Counter()
+    for tensor in base.source.tensors():
+        stored[tensor.stored_dtype] += tensor.n_bytes
+    most = stored.most_common(1)[0][0]
+    return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(most, torch.bfloat16)

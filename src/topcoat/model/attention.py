@@ -58,7 +58,8 @@ def _attention(
     """transformers' attention contract: -> (B, T, H, K), no weights."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if documents is not None:
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (B * T, H or G, K)
+        # under autocast (full fine-tuning) the rotary's float32 tables widen q and k, but not v
+        q, k, v = (x.to(value.dtype).transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (B * T, H or G, K)
         out = document_attention(q, k, v, documents, Shape(scale, sliding_window, softcap))
         return out.view(query.shape[0], query.shape[2], *out.shape[1:]), None
     if softcap is None:

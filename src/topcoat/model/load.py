@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from topcoat.errors import TopcoatError
 from topcoat.model.attention import NAME, register
@@ -153,7 +160,9 @@ def resolve_attention(settings: ModelSettings, config: PretrainedConfig) -> str:
     fits = config.model_type in FAMILIES and not dropout
     register()
     if settings.attention == "auto":
-        return NAME if fits else "eager" if capped else "sdpa"
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        has_sdpa = kind._supports_sdpa
+        return NAME if fits else "sdpa" if has_sdpa and not capped else "eager"
     if settings.attention == "sdpa" and capped:
         raise TopcoatError(
             f"sdpa would leave out the attention soft cap of {config.model_type}",

@@ -23,17 +23,54 @@ COARSE = 5e-2  # bf16 and fp16: rounding in another order, through all layers
 @torch.no_grad()
 def attention_difference(model: PreTrainedModel, ids: Sequence[int]) -> float:
     """|ours - eager| / |eager| over the logits of the first `TOKENS` of `ids`, as training computes them."""
-    tokens = torch.tensor([list(ids[:TOKENS])], device=model.device)
-    positions = torch.arange(tokens.shape[1], device=model.device)[None]
+    ours = _logits(model, [ids[:TOKENS]])
+    with _implementation(model, "eager"):
+        eager = _logits(model, [ids[:TOKENS]])
+    return _distance(ours, eager)
 
-    def logits() -> Tensor:
-        inputs = attention_inputs(model, tokens, positions, [(0, tokens.shape[1])])
-        return model(**inputs, use_cache=False).logits.float()
 
-    ours = logits()
-    with _attention(model, "eager"):
-        eager = logits()
-    return float((ours - eager).norm() / eager.norm())
+@torch.no_grad()
+def packing_difference(model: PreTrainedModel, first: Sequence[int], second: Sequence[int]) -> float:
+    """|packed - apart| / |apart| over the logits of two documents: 0 up to rounding where neither sees the other."""
+    documents = [first[: TOKENS // 2], second[: TOKENS // 2]]
+    apart = torch.cat([_logits(model, [document]) for document in documents])
+    return _distance(_logits(model, documents), apart)
+
+
+def require_separate_documents(
+    model: PreTrainedModel, first: Sequence[int], second: Sequence[int], dtype: torch.dtype
+) -> None:
+    """Raises Refused where packed examples see each other: an architecture that ignores where positions restart."""
+    difference = packing_difference(model, first, second)
+    if not difference <= TOLERANCE.get(dtype, COARSE):
+        raise Refused(
+            f"packed examples see each other in {type(model).__name__}: their logits change by {difference:.1e} when "
+            "they share a row",
+            where="data.packing",
+            fix="write data.packing: false",
+        )
+
+
+def _logits(model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> Tensor:
+    """Float32 logits (T, V) of documents packed into one row, as training computes them."""
+    ids = [token for document in documents for token in document]
+    positions = [at for document in documents for at in range(len(document))]
+    spans, start = [], 0
+    for document in documents:
+        spans.append((start, len(document)))
+        start += len(document)
+    tokens, places = (torch.tensor([row], device=model.device) for row in (ids, positions))
+    return model(**attention_inputs(model, tokens, places, spans), use_cache=False).logits[0].float()
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    if not bool(theirs.isfinite().all()):
+        raise Refused(
+            "the model's own logits are not finite before any training",
+            where="model.compute_dtype",
+            fix="write model.compute_dtype: fp32, or bf16 where it was fp16; else the checkpoint is damaged",
+        )
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 def require_attention_parity(model: PreTrainedModel, ids: Sequence[int], dtype: torch.dtype) -> float:
@@ -51,7 +88,7 @@ def require_attention_parity(model: PreTrainedModel, ids: Sequence[int], dtype: 
 
 
 @contextmanager
-def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+def _implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field
 
 from topcoat.config import Config
 from topcoat.quant.settings import Quantization
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""OWNER/NAME, as model hubs name a model."""
 
 
 class ModelSettings(Config):

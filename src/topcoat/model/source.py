@@ -7,7 +7,6 @@ Hugging Face directories (`safetensors_source`) and single GGUF files (`gguf_sou
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from topcoat.errors import TopcoatError
-from topcoat.model.settings import ModelSettings
+from topcoat.model.settings import HUB_ID, ModelSettings
 
 
 class StoredTensor(ABC):
@@ -103,14 +102,13 @@ def open_source(settings: ModelSettings) -> Source:
     return DirectorySource(path) if path.is_dir() else GgufSource(path)
 
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "README.md")
 _HUB_NEVER = ("*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.py")
 
 
 def _from_hub(settings: ModelSettings) -> Path:
     """Download (or find in the cache) the safetensors, JSON and tokenizer files of a hub id."""
-    if not _HUB_ID.fullmatch(settings.path):
+    if not HUB_ID.fullmatch(settings.path):
         raise TopcoatError(
             f"no such file or directory: {settings.path}",
             where="model.path",

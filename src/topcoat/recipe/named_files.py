@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from pathlib import Path
 
 from topcoat.errors import Problem
+from topcoat.model.settings import HUB_ID
 from topcoat.recipe.written import Leaf, Written
 
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def find_missing_files(written: Written) -> None:

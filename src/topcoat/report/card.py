@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict
 
+from topcoat.model.settings import HUB_ID
 from topcoat.report.facts import facts, show
 from topcoat.report.scores import exact_match, show_interval, show_share
 
@@ -42,7 +44,7 @@ def model_card(run: RunFacts) -> str:
     parts = [
         _front_matter(run),
         f"# {_line(run['name'])}",
-        f"An adapter for {_code(run['base_model'])}, trained with Topcoat.",
+        f"{_what(run)} {_code(run['base_model'])}, trained with Topcoat.",
         _scores(results),
         _use(run),
         _facts_table("Training", _training(run)),
@@ -51,20 +53,27 @@ def model_card(run: RunFacts) -> str:
         _facts_table("Identity", run.get("receipt") or {}),
         "Loaded on another base than the one named here, the adapter computes something else: compare the "
         "fingerprints first."
-        if run.get("receipt")
+        if run.get("receipt") and _is_adapter(run)
         else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _is_adapter(run: RunFacts) -> bool:
+    return run.get("method", "lora") != "full"
+
+
+def _what(run: RunFacts) -> str:
+    return "An adapter for" if _is_adapter(run) else "A full fine-tuning of"
+
+
 def _front_matter(run: RunFacts) -> str:
     """YAML whose strings are written as JSON, which YAML reads as they are whatever signs they hold."""
     method = run.get("method", "lora")
-    values: dict[str, Any] = {
-        "base_model": run["base_model"],
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-    }
+    values: dict[str, Any] = {}
+    if HUB_ID.fullmatch(run["base_model"]) and not Path(run["base_model"]).exists():
+        values["base_model"] = run["base_model"]  # hubs refuse a path, and it would name someone's machine
+    values |= {"library_name": "peft" if _is_adapter(run) else "transformers", "pipeline_tag": "text-generation"}
     if run.get("license"):
         values["license"] = run["license"]
     values["tags"] = [method, "topcoat"]

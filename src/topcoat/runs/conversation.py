@@ -106,7 +106,8 @@ def open_chat(what: str, say: Callable[[str], None]) -> Chat:
     folder.require_trained(recipe.adapter)
     if isinstance(recipe.adapter, FullConfig):
         say(f"loading {folder.model}")
-        return Chat(load_model(ModelSettings(path=str(folder.model))), None)
+        tuned = {"path": str(folder.model), "quantization": None, "chat_template": None, "revision": None}
+        return Chat(load_model(recipe.model.model_copy(update=tuned)), None)
     say(f"loading {recipe.model.path} and {folder.adapter}")
     base = load_model(recipe.model)
     return Chat(base, load_adapter(base.model, folder.adapter, base.identity.model_dump()))

@@ -30,7 +30,7 @@ def keep_best(session: Session, progress: Progress, listener: Listener) -> None:
     if progress.best_step is None or progress.best_step == progress.step:
         return
     best = session.checkpoints.best()
-    if best is None:
+    if best is None or best.step != progress.best_step:
         listener.say(
             f"the checkpoint of step {progress.best_step} cannot be read; the adapter is that of the last step"
         )
@@ -55,7 +55,7 @@ def finish(session: Session, before: Scores, progress: Progress, listener: Liste
         "best_step": progress.best_step,
         "skipped_steps": progress.skipped_steps,
         "ended": progress.ended,
-        "merge": None,
+        "merge": read_json(folder.results).get("merge"),  # of an earlier end of this run
         "samples": [
             {"prompt": q.prompt, "reference": q.reference, "base": b, "adapter": a}
             for q, b, a in zip(questions, before.answers, tuned.answers, strict=True)
@@ -83,8 +83,11 @@ def finish(session: Session, before: Scores, progress: Progress, listener: Liste
 def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
     """The adapter as a PEFT directory, or the whole model after full fine-tuning; replaces one of an earlier try."""
     final = folder.trained(adapters.config)
-    if final.exists():
-        discard(final)
+    aside = final.with_name(f".{final.name}.replaced")
+    if final.exists():  # a run that is resumed after its end: what it delivered stays until the new one is there
+        if aside.exists():
+            discard(aside)
+        final.rename(aside)
     with publish_directory(final) as temporary:
         if isinstance(adapters.config, FullConfig):
             write_model(base, adapters, temporary)
@@ -92,4 +95,6 @@ def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
             save_adapter(adapters, temporary, base.settings.path, base.identity.model_dump())
             template = Renderer(base.tokenizer).template
             write_companions(base.source, base.tokenizer, temporary, template, generation=False)
+    if aside.exists():
+        discard(aside)
     return final

@@ -45,6 +45,7 @@ class RunSteps:
             batch_tokens=settings.batch_tokens,
         )
         self.total = self.plan.total_steps
+        self._worst: Batch | None = None
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The examples of optimizer step `step`, packed or padded."""
@@ -52,8 +53,10 @@ class RunSteps:
         return micro_batches(self.examples, indices, budget_tokens=self.budget, packing=self.packing)
 
     def worst(self) -> Batch:
-        """The largest micro batch of the run."""
-        return worst_batch(self.plan, self.examples, budget_tokens=self.budget, packing=self.packing)
+        """The largest micro batch of the run; looked for once, since it walks all steps."""
+        if self._worst is None:
+            self._worst = worst_batch(self.plan, self.examples, budget_tokens=self.budget, packing=self.packing)
+        return self._worst
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes a run may take on `device`, what this process holds already included; None where it cannot be told."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_allocated(device)
+        return free + torch.cuda.memory_reserved(device)  # what the cache holds can be used again
     from topcoat.planning.machine import available_memory_bytes
     from topcoat.training.memory import memory_bytes
 

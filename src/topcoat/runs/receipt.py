@@ -6,12 +6,14 @@ import hashlib
 import json
 import platform
 import secrets
+from array import array
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from topcoat.data.load import Dataset
 from topcoat.errors import Problem, TopcoatError
 from topcoat.files import sha256_file
 from topcoat.model.load import Base
@@ -31,12 +33,13 @@ FREE_ON_RESUME = (
 )
 
 
-def receipt(recipe: Recipe, base: Base) -> dict[str, Any]:
+def receipt(recipe: Recipe, base: Base, data: Dataset) -> dict[str, Any]:
     """What this run is made of. `run_id` is drawn anew; everything else follows from the inputs and the machine."""
     return {
         "run_id": secrets.token_hex(8),
         "base": base.identity.model_dump(),
         "data": data_identity(recipe),
+        "examples": examples_identity(data),
         "quantization": recipe.model.quantization.model_dump() if recipe.model.quantization else None,
         "compute_dtype": str(base.compute_dtype).removeprefix("torch."),
         "device": str(base.device),
@@ -59,15 +62,28 @@ def data_identity(recipe: Recipe) -> dict[str, str]:
     return {part: sha256_file(Path(file)) for part, file in files.items()}
 
 
+def examples_identity(data: Dataset) -> str:
+    """SHA-256 of what is trained and validated, token by token.
+
+    The files alone do not decide it: a template that writes today's date renders other tokens tomorrow.
+    """
+    digest = hashlib.sha256()
+    for example in (*data.train, *data.validation):
+        digest.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]).tobytes())
+    return digest.hexdigest()
+
+
 def checkpoint_identity(recipe: Recipe, written: dict[str, Any]) -> dict[str, str]:
     """What a checkpoint is bound to: it is refused when any of this changes."""
     base = written["base"]
     return {
         "base model": base["base"],
+        "model config": base["config"],
         "tokenizer": base["tokenizer"],
         "chat template": base["chat_template"],
         "compute dtype": written["compute_dtype"],
         "data": _hash(written["data"]),
+        "examples": written["examples"],
         "recipe": _hash(decisive(recipe)),
     }
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from topcoat.adapters.attach import attach
-from topcoat.data.load import load_data
+from topcoat.data.load import Dataset, load_data
 from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
-from topcoat.model.load import load_model
-from topcoat.model.parity import require_attention_parity
+from topcoat.model.load import Base, load_model
+from topcoat.model.parity import require_attention_parity, require_separate_documents
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.finish import finish, keep_best
 from topcoat.runs.folder import RunFolder
@@ -65,7 +65,7 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
             vocab_rows=base.vocab_rows,
         )
         stop.check()
-        require_attention_parity(base.model, data.train[0].input_ids, base.compute_dtype)
+        check_attention(base, data, recipe.data.packing)  # one real example, before hours are spent
         adapters = attach(base.model, recipe.adapter, recipe.seed)  # from here on, the only parameters that train
         plan = plan_run(recipe, base, adapters, data, before)
         plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
@@ -92,6 +92,13 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         seconds = progress.elapsed_s or time.perf_counter() - began
         tuned = finish(training, scored, progress, listener)
         return Result(folder.path, folder.trained(recipe.adapter), scored, tuned, seconds, progress.step)
+
+
+def check_attention(base: Base, data: Dataset, packing: bool) -> None:
+    """Raises Refused where attention is not the architecture's own, or packed examples would see each other."""
+    require_attention_parity(base.model, data.train[0].input_ids, base.compute_dtype)
+    if packing and len(data.train) > 1:
+        require_separate_documents(base.model, data.train[0].input_ids, data.train[1].input_ids, base.compute_dtype)
 
 
 def memory_bytes_now() -> int:

@@ -63,7 +63,7 @@ class Scorer:
 
     def scores(self, listener: Listener, label: str) -> Scores:
         """Everything the settings ask for."""
-        mean = self._loss(self.batches)
+        mean = self._loss(self.batches) if "perplexity" in self.settings.metrics else None
         wants = "exact_match" in self.settings.metrics and bool(self.questions)
         answers = self.ask(self.questions, listener, label)
         return Scores(

@@ -36,7 +36,7 @@ from topcoat.training.optimizer import Optimizer
 from topcoat.training.signals import StopSignals
 from topcoat.training.trackers import Tracker, trackers
 
-PROBES = 8  # held-out prompts kept for proofs
+PROBES, PROBE_TOKENS = 8, 256  # held-out prompts kept for proofs; float32 logits of each are held at once
 
 T = TypeVar("T")
 
@@ -133,6 +133,8 @@ class Session:
             "samples_bytes": self.patiently(self.samples.length),
         }
         self.patiently(lambda: self.checkpoints.save(self.progress.step, tensors, state, best=best))
+        for left in self.checkpoints.left_over:
+            self.listener.say(left)
 
     def _record(self, row: dict[str, Any], advance: Advance) -> None:
         self.patiently(lambda: self.metrics.write(row))
@@ -168,15 +170,17 @@ def prepare(
 ) -> Session:
     """Write what identifies the run (or check it, when it is continued) and make everything the loop needs."""
     resumed = folder.receipt.exists() and folder.checkpoints.exists()
-    written = read_json(folder.receipt) if folder.receipt.exists() else receipt(recipe, base)
-    now = receipt(recipe, base) | {"run_id": written["run_id"]}
+    now = receipt(recipe, base, data)
+    if folder.receipt.exists():
+        now["run_id"] = read_json(folder.receipt)["run_id"]
     if not resumed:
         write_file(folder.recipe, dump_recipe(recipe))
         write_json(folder.receipt, now)
         write_json(folder.plan, plan.bill.as_json())
-        write_json(folder.probe, {"prompts": [e.input_ids for e in (data.validation or data.train)[:PROBES]]})
+        held_out = (data.validation or data.train)[:PROBES]
+        write_json(folder.probe, {"prompts": [example.input_ids[:PROBE_TOKENS] for example in held_out]})
     if recipe.train.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind freezes layers (P07)
+        _enable_checkpointing(base)
     session = Session(
         folder=folder,
         recipe=recipe,
@@ -188,7 +192,7 @@ def prepare(
         stop=stop,
         listener=listener,
         checkpoints=Checkpoints(
-            folder.checkpoints, recipe.train.keep_checkpoints, written["run_id"], checkpoint_identity(recipe, now)
+            folder.checkpoints, recipe.train.keep_checkpoints, now["run_id"], checkpoint_identity(recipe, now)
         ),
         optimizer=Optimizer(adapters.parameters(), recipe.train),
         scale=LossScale.for_dtype(base.compute_dtype),
@@ -202,6 +206,18 @@ def prepare(
         session.save(False)  # step 0: a disk that cannot hold a checkpoint says so now, not at the end (P30, P31)
         session.checkpoints.require_room(folder.checkpoints / "step-00000000")
     return session
+
+
+def _enable_checkpointing(base: Base) -> None:
+    """Blocks are recomputed in the backward. Raises TopcoatError for an architecture that cannot."""
+    try:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind freezes layers (P07)
+    except ValueError as error:
+        raise TopcoatError(
+            f"{base.identity.architecture} cannot recompute its blocks: {error}",
+            where="train.gradient_checkpointing",
+            fix="leave it false, and lower train.micro_batch_tokens if memory is short",
+        ) from error
 
 
 def _resume(session: Session, listener: Listener) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from topcoat.data.batches import Batch
 from topcoat.errors import Interrupted
-from topcoat.training.guards import FiniteGuard, require_gradients
+from topcoat.training.guards import FiniteGuard, memory_explained, require_gradients
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.optimizer import Optimizer
 from topcoat.training.rng import private_randomness, seed_micro_batch
@@ -97,7 +97,8 @@ def train(run: Training) -> Progress:
     with private_randomness():
         guard = FiniteGuard()
         if run.progress.step == 0:
-            probe(run)
+            with memory_explained(run.steps.worst()):
+                probe(run)
         elif _evaluation_is_due(run):
             _after_step(run)
         while run.stop.stop is None and run.progress.ended is None and run.progress.step < run.steps.total:
