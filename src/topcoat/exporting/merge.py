@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from topcoat.adapters.attach import Adapters
 from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
@@ -41,19 +43,23 @@ def merge_model(
         say(f"writing {NAMES[dtype]} weights")
         write_model(base, adapters, temporary)
         say(f"proving it on {len(prompts)} held-out prompts")
-        again = load_model(
-            ModelSettings(
-                path=str(temporary),
-                quantization=DenseConfig(format=NAMES[dtype]),
-                compute_dtype="fp32",
-                device=base.settings.device,
-                attention=base.settings.attention,
-            )
-        )
-        proof = compare(expected, logits_of(again.model, prompts), dtype)
+        proof = prove(temporary, expected, base, prompts)
         proof.require(f"the merged model in {out}")
         write_file(temporary / "merge_proof.json", json.dumps(proof.as_json(), indent=2) + "\n")
     return proof
+
+
+def prove(folder: Path, expected: Sequence[Tensor], base: Base, prompts: Sequence[Sequence[int]]) -> Proof:
+    """Load the model in `folder` from disk and compare its logits with the `expected` ones, computed by `base`."""
+    dtype = output_dtype(base)
+    settings = ModelSettings(
+        path=str(folder),
+        quantization=DenseConfig.model_validate({"format": NAMES[dtype]}),
+        compute_dtype="fp32",
+        device=base.settings.device,
+        attention=base.settings.attention,
+    )
+    return compare(expected, logits_of(load_model(settings).model, prompts), dtype)
 
 
 def write_model(base: Base, adapters: Adapters, folder: Path) -> None:

@@ -60,10 +60,15 @@ class Proof:
 def logits_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Float32 logits (T, V) on the CPU for each prompt of token ids."""
     device = next(model.parameters()).device
-    return [
-        model(torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()  # (T, V)
-        for ids in prompts
-    ]
+    training = model.training
+    model.eval()
+    try:
+        return [
+            model(torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()  # (T, V)
+            for ids in prompts
+        ]
+    finally:
+        model.train(training)
 
 
 def compare(expected: Sequence[Tensor], found: Sequence[Tensor], dtype: torch.dtype) -> Proof:

@@ -12,7 +12,8 @@ from topcoat.adapters.files import save_adapter
 from topcoat.adapters.settings import FullConfig
 from topcoat.data.render import Renderer
 from topcoat.exporting.companions import write_companions
-from topcoat.exporting.merge import write_model
+from topcoat.exporting.merge import prove, write_model
+from topcoat.exporting.proof import logits_of
 from topcoat.files import discard, publish_directory, write_file
 from topcoat.model.load import Base
 from topcoat.report.card import model_card
@@ -83,6 +84,7 @@ def finish(session: Session, before: Scores, progress: Progress, listener: Liste
 def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
     """The adapter as a PEFT directory, or the whole model after full fine-tuning; replaces one of an earlier try."""
     final = folder.trained(adapters.config)
+    prompts = read_json(folder.probe)["prompts"]
     aside = final.with_name(f".{final.name}.replaced")
     if final.exists():  # a run that is resumed after its end: what it delivered stays until the new one is there
         if aside.exists():
@@ -91,6 +93,8 @@ def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
     with publish_directory(final) as temporary:
         if isinstance(adapters.config, FullConfig):
             write_model(base, adapters, temporary)
+            expected = logits_of(base.model, prompts)  # of the float32 masters
+            prove(temporary, expected, base, prompts).require(f"the model in {final}")
         else:
             save_adapter(adapters, temporary, base.settings.path, base.identity.model_dump())
             template = Renderer(base.tokenizer).template
