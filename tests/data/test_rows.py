@@ -183,3 +183,19 @@ def test_line_numbers_are_readable():
     bad.add("train.jsonl line 4,812", '"content" is a number (17); expected text')
     with pytest.raises(TopcoatError, match=r'^train\.jsonl line 4,812: "content" is a number \(17\); expected text$'):
         bad.raise_if_any()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"text": ' + "[" * 200_000 + "]" * 200_000 + "}", "brackets are nested too deeply"),
+        ('{"text": "a", "id": ' + "1" * 5_000 + "}", "a number has too many digits"),
+    ],
+    ids=["nesting", "digits"],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_json_beyond_what_python_reads_is_said_with_its_line(tmp_path, text, said, suffix):
+    path = tmp_path / f"rows{suffix}"
+    path.write_text(text if suffix == ".jsonl" else f"[{text}]")
+    with pytest.raises(TopcoatError, match=rf"line 1: is not JSON: {said}"):
+        read_rows(str(path))

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from topcoat.data.readers import describe
+from topcoat.data.readers import describe, loads
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -80,7 +80,7 @@ def parse_json(values: dict[str, Any], field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return loads(value)
     except json.JSONDecodeError as error:
         hint = "; it looks like Python, write it with json.dumps" if value.lstrip().startswith(("[{'", "{'")) else ""
         raise BadRow(f'"{field}" is text that is not JSON ({error.msg}, column {error.colno}){hint}') from error

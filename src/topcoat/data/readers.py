@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,29 @@ def decode(data: bytes, notes: list[str]) -> str:
     return text
 
 
+def loads(text: str) -> Any:
+    """json.loads, whose every failure is a JSONDecodeError: also nesting and numbers beyond what Python reads."""
+    with _as_json_errors(text, 0):
+        return json.loads(text)
+
+
+def _raw_decode(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any, int]:
+    with _as_json_errors(text, at):
+        return decoder.raw_decode(text, at)
+
+
+@contextmanager
+def _as_json_errors(text: str, at: int) -> Iterator[None]:
+    try:
+        yield
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise json.JSONDecodeError("brackets are nested too deeply", text, at) from error
+    except ValueError as error:  # Python refuses integers of more than 4,300 digits
+        raise json.JSONDecodeError("a number has too many digits", text, at) from error
+
+
 def json_problem(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
     """What is wrong with a JSON text, and the fix."""
     if text.lstrip().startswith(("{'", "[{'", "['")):
@@ -86,7 +110,7 @@ def read_jsonl(data: bytes, notes: list[str]) -> Iterator[tuple[int, dict[str, A
         if not line.strip(" \t\r"):
             continue
         try:
-            value = json.loads(line)
+            value = loads(line)
         except json.JSONDecodeError as error:
             if number == 1 and line.strip() == "[":
                 raise BadFile("is one JSON array over several lines, not JSON Lines", "name it .json") from error
@@ -110,7 +134,7 @@ def read_json(data: bytes, notes: list[str]) -> Iterator[tuple[int, dict[str, An
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, at = _raw_decode(decoder, text, at)
         except json.JSONDecodeError as error:
             what, fix = json_problem(text, error)
             yield BadLine(error.lineno, what, fix)
@@ -136,7 +160,7 @@ def _skip(text: str, at: int) -> int:
 
 def _refuse_top_level(text: str, decoder: json.JSONDecoder, at: int) -> None:
     try:
-        value, end = decoder.raw_decode(text, at)
+        value, end = _raw_decode(decoder, text, at)
     except json.JSONDecodeError as error:
         what, fix = json_problem(text, error)
         raise BadFile(f"line {error.lineno:,} {what}", fix) from error
@@ -201,11 +225,13 @@ def read_parquet(data: bytes, notes: list[str]) -> Iterator[tuple[int, dict[str,
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(data))
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
     except (pa.ArrowException, OSError) as error:
         first = str(error).strip().split("\n")[0].rstrip(".")
         raise BadFile(f"is not a whole Parquet file: {first}", "download or write it again") from error
-    yield from enumerate(table.to_pylist(), start=1)
+    except ValueError as error:  # such as a time stamp finer than Python's
+        raise BadFile(f"holds a value Python cannot hold: {error}", "drop that column, or round it") from error
+    yield from enumerate(rows, start=1)
 
 
 READERS: dict[str, Callable[[bytes, list[str]], Iterator[tuple[int, dict[str, Any]] | BadLine]]] = {
