@@ -1,4 +1,4 @@
-"""Renderer, the one function from messages to tokens: training, evaluation, chat and export all render here.
+"""Renderer, the one function from messages to tokens: training, evaluation and chat all render here.
 
 text = chat template (messages); ids = encode(text) with no special token added by the encoding. The model's BOS is put
 in front, once, only where the tokenizer adds it to plain text by itself and the template did not write it. Labels are

@@ -1,6 +1,6 @@
 """Where each architecture keeps its blocks, norms and head: the table `FAMILIES`, by transformers' `model_type`.
 
-A family in the table has hand-written paths elsewhere (fused blocks, GGUF names). Any other causal model still loads:
+A family in the table has paths of its own elsewhere (attention, loss, GGUF names). Any other causal model still loads:
 `family_of` finds its blocks by shape, as the longest ModuleList under the decoder.
 """
 

@@ -1,4 +1,4 @@
-"""Text out of a model: batched greedy or sampled generation with a KV cache, shared by evaluate, chat and serve.
+"""Text out of a model: batched greedy or sampled generation with a KV cache, shared by evaluation and chat.
 
 Prompts of like length share a batch, padded on the left behind a mask with their own positions, and rows that are done
 leave it. A row's tokens depend on its prompt and the seed alone: greedy takes the argmax; sampling draws from a stream

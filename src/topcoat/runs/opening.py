@@ -19,10 +19,13 @@ from topcoat.files import RunLock, sweep_temporaries
 from topcoat.kernels.linear_cross_entropy import CHUNK_ROWS
 from topcoat.model.load import Base
 from topcoat.planning.bill import Bill, bill
+from topcoat.planning.machine import available_memory_bytes
+from topcoat.quant.linear import FrozenLinear
 from topcoat.recipe.load import load_recipe
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.receipt import require_same_recipe
+from topcoat.training.memory import memory_bytes
 from topcoat.training.schedule import default_learning_rate
 from topcoat.units import show_bytes, show_count
 
@@ -178,8 +181,6 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
 
 def base_parameters(base: Base, adapters: Adapters) -> int:
     """Parameters of the base model, a tied one counted once, whatever format they are stored in."""
-    from topcoat.quant.linear import FrozenLinear
-
     ours = {id(p) for p in adapters.parameters().values()} if adapters.layers else set()
     dense = sum(p.numel() for p in base.model.parameters() if id(p) not in ours)
     linears = [m for m in base.model.modules() if isinstance(m, FrozenLinear)]
@@ -192,8 +193,5 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)  # what the cache holds can be used again
-    from topcoat.planning.machine import available_memory_bytes
-    from topcoat.training.memory import memory_bytes
-
     available = available_memory_bytes()
     return None if available is None else available + memory_bytes(device)

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from topcoat.adapters.attach import attach
 from topcoat.data.load import Dataset, load_data
 from topcoat.data.preview import preview
@@ -54,7 +56,7 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
     folder = RunFolder(Path(recipe.output))
     require_installed(recipe.train.report_to)
     with _signals() as stop, claimed(folder, recipe, resume):
-        before = memory_bytes_now()
+        before = memory_bytes(torch.device("cpu"))  # the process before any model is loaded
         base = load_model(recipe.model)  # frozen, quantized while it streams in
         stop.check()
         data = load_data(
@@ -101,13 +103,6 @@ def check_attention(base: Base, data: Dataset, packing: bool) -> None:
         require_separate_documents(base.model, data.train[0].input_ids, data.train[1].input_ids, base.compute_dtype)
 
 
-def memory_bytes_now() -> int:
-    """Resident bytes of the process before any model is loaded."""
-    import torch
-
-    return memory_bytes(torch.device("cpu"))
-
-
 def leave_if_asked(stop: StopSignals, folder: RunFolder) -> None:
     """Leave an evaluation once a stop was asked for. Raises Interrupted; the last checkpoint stands."""
     if stop.stop is not None:
@@ -122,15 +117,7 @@ def interrupted(stop: StopSignals, what: str, folder: RunFolder) -> Interrupted:
     return error
 
 
-class _NoSignals(StopSignals):
-    """Outside the main thread no handler can be installed: nothing asks the run to stop."""
-
-    def __enter__(self) -> StopSignals:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-
 def _signals() -> AbstractContextManager[StopSignals]:
-    return StopSignals() if threading.current_thread() is threading.main_thread() else nullcontext(_NoSignals())
+    """Catches signals in the main thread; elsewhere no handler can be installed, and nothing asks the run to stop."""
+    signals = StopSignals()
+    return signals if threading.current_thread() is threading.main_thread() else nullcontext(signals)

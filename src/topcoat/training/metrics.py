@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of JSON a step, which the terminal, the dashboard and every report read.
+"""metrics.jsonl: one line of JSON a step, which every report reads.
 
 Numbers are written so that reading gives the same float back, bit for bit. JSON has no NaN: it is written as the text
 "NaN", infinities as "Infinity" and "-Infinity", and `read_metrics` turns them back, so that any JSON reader can follow.
