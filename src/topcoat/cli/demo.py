@@ -28,7 +28,7 @@ data:
   train: {train}
   validation: {held_out}
 train: {{epochs: 1, batch_size: 8, learning_rate: 2.0e-3}}
-evaluate: {{metrics: [exact_match], max_new_tokens: 40, every: 90, samples: 1}}
+evaluate: {{metrics: [perplexity, exact_match], max_new_tokens: 40, every: 90, samples: 1}}
 output: {run}
 """
 
