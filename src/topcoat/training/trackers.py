@@ -62,6 +62,7 @@ def _tensorboard(folder: Path) -> Tracker:
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float):
                 writer.add_scalar(key, value, row["step"])
+        writer.flush()  # its own buffer holds two minutes, and nobody closes it
 
     return record
 
