@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +29,18 @@ from topcoat.training.loss_scale import LossScale
 from topcoat.training.objectives.sft import sft
 from topcoat.training.optimizer import Optimizer
 from topcoat.training.settings import TrainSettings
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """In memory where the machine has such a disk: some tests make thousands of fsyncs, none is about the disk."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(dir=memory))
+    yield folder
+    shutil.rmtree(folder)
 
 
 def make_examples(lengths: Sequence[int], seed: int = 0, context: float = 0.4) -> list[Example]:

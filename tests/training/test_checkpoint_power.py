@@ -8,61 +8,13 @@ Source: Pillai et al. 2014, "All File Systems Are Not Created Equal" (OSDI), whi
 
 import os
 import random
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from topcoat.training.checkpoint import Checkpoints
-
-CALLS = ["open", "mkdir", "posix_fallocate", "write", "fsync", "fchmod", "rename", "unlink", "rmdir"]
-"""What the injected layer counts: every call of a save that changes the disk or opens something."""
-
-
-def run(folder: Path) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", 1, "run-1", {"base": "b4se"})
-
-
-def save(checkpoints: Checkpoints, step: int, seed: int = 0) -> Path:
-    tensors = {"adapter": {"lora_A": torch.full((4, 4), float(step + seed))}, "optimizer": {"m": torch.ones(3) * step}}
-    return checkpoints.save(step, tensors, {"step": step, "seed": seed}, best=False)
-
-
-def assert_whole(checkpoints: Checkpoints, *steps: int) -> int:
-    """The newest is one of `steps`, with the contents of its own save; returns which."""
-    found = checkpoints.newest()
-    assert found is not None, checkpoints.skipped
-    assert found.step in steps
-    assert found.state["step"] == found.step
-    expected = float(found.step + found.state["seed"])
-    assert torch.equal(found.tensors["adapter"]["lora_A"], torch.full((4, 4), expected))
-    return found.step
-
-
-def assert_goes_on(folder: Path) -> None:
-    """The next save works, and nothing but checkpoints is left afterwards."""
-    checkpoints = run(folder)
-    save(checkpoints, 30)
-    save(checkpoints, 40)
-    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000040"]
-    assert checkpoints.left_over == []
-
-
-@pytest.fixture
-def tmp_path(tmp_path):
-    """In memory where the machine has such a disk: these tests make thousands of fsyncs, and none is about the disk."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(dir=memory))
-    yield folder
-    shutil.rmtree(folder)
+from one_save import CALLS, assert_goes_on, assert_whole, run, save
 
 
 class Disk:

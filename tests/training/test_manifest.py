@@ -3,47 +3,14 @@
 import os
 import random
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from saved_runs import IDENTITY, run, save, tensors
 
 from topcoat.training import checkpoint as checkpoint_module
 from topcoat.training.checkpoint import Checkpoints
-
-IDENTITY = {"base": "b4se", "config": "c0nf1g"}
-STATE = {"next_step": 21, "loss": 0.1 + 0.2, "cursor": {"epoch": 1, "order": [3, 1, 2]}, "rng": 2**200}
-
-
-def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
-    adapter = {"q_proj.lora_A": torch.full((2, 3), float(step)), "q_proj.lora_B": torch.arange(6.0).reshape(3, 2)}
-    moments = {"q_proj.lora_A.exp_avg": torch.full((2, 3), step / 7), "rng": torch.arange(5, dtype=torch.uint8)}
-    return {"adapter": adapter, "optimizer": moments}
-
-
-def run(folder: Path, keep: int = 5, run_id: str = "run-1", identity: dict[str, str] = IDENTITY) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", keep, run_id, identity)
-
-
-def save(checkpoints: Checkpoints, step: int, *, best: bool = False) -> Path:
-    return checkpoints.save(step, tensors(step), STATE | {"step": step}, best=best)
-
-
-def names(checkpoints: Checkpoints) -> list[str]:
-    return sorted(path.name for path in checkpoints.folder.iterdir())
-
-
-@pytest.fixture
-def tmp_path(tmp_path):
-    """In memory where the machine has such a disk: many fsyncs, and none of these tests is about the disk."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(dir=memory))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
