@@ -7,10 +7,15 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
-from topcoat.model.identity import Identity, hash_config, hash_tokenizer, mismatch
+from topcoat.model.identity import Identity, hash_config, hash_tokenizer
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.model.tiny import save_tiny, tiny_tokenizer
+
+
+def differing(one: Identity, other: Identity) -> list[str]:
+    """The parts that differ, the path as it was typed aside."""
+    return [part for part in Identity.model_fields if part != "source" and getattr(one, part) != getattr(other, part)]
 
 
 def identity(folder, **settings) -> Identity:
@@ -21,21 +26,16 @@ def test_the_same_weights_have_the_same_identity_however_they_are_used(tmp_path)
     save_tiny(tmp_path)
     one = identity(tmp_path, compute_dtype="fp32")
     assert one == identity(tmp_path, compute_dtype="bf16", quantization={"format": "nf4"})
-    assert mismatch(one, one) == []
 
 
-def test_one_flipped_bit_is_another_base_and_is_said(tmp_path):
+def test_one_flipped_bit_is_another_base(tmp_path):
     save_tiny(tmp_path)
     before = identity(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"].view(torch.int32)[3, 5] ^= 1
     save_file(tensors, tmp_path / "model.safetensors")
     after = identity(tmp_path)
-    (sentence,) = mismatch(before, after)
-    assert sentence.startswith("the weights differ: recorded ")
-    assert before.base[:12] in sentence
-    assert after.base[:12] in sentence
-    assert str(tmp_path) in sentence
+    assert differing(before, after) == ["base"]
 
 
 def test_other_seeds_other_types_and_other_templates_differ(tmp_path):
@@ -45,7 +45,7 @@ def test_other_seeds_other_types_and_other_templates_differ(tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages[0].content }}")
     other = identity(tmp_path / "a", chat_template=str(template))
-    assert [sentence.split(" differ")[0] for sentence in mismatch(first, other)] == ["the chat template"]
+    assert differing(first, other) == ["chat_template"]
 
 
 def test_the_config_hash_ignores_who_wrote_the_file():

@@ -39,31 +39,6 @@ class Identity(Config):
     """The path or hub id as the user wrote it: a hint for people, never compared."""
 
 
-_MEANING = {
-    "base": "the weights",
-    "config": "the model's config",
-    "tokenizer": "the tokenizer",
-    "chat_template": "the chat template",
-    "architecture": "the architecture",
-}
-
-
-def mismatch(recorded: Identity, found: Identity) -> list[str]:
-    """One sentence for each part in which two identities differ, naming both; empty if they are the same base."""
-    sentences = []
-    for field, meaning in _MEANING.items():
-        was, now = getattr(recorded, field), getattr(found, field)
-        if was != now:
-            there = f" ({recorded.source})" if recorded.source else ""
-            here = f" ({found.source})" if found.source else ""
-            sentences.append(f"{meaning} differ: recorded {_short(was)}{there}, found {_short(now)}{here}")
-    return sentences
-
-
-def _short(digest: str) -> str:
-    return digest[:12] if len(digest) == 64 else digest
-
-
 class TensorHasher:
     """Collects one digest per tensor while the tensors stream by, and gives the hash of all of them."""
 
