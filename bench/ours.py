@@ -54,6 +54,10 @@ class Documents:
         batches = [batch for step in range(len(self.session.steps)) for batch in self.micro_batches(step)]
         return max(batches, key=lambda batch: batch.input_ids.numel())
 
+    def limit(self, tokens: int) -> None:
+        """Memory ran out. Raises SystemExit: what would be measured then is another workload."""
+        raise SystemExit(f"the memory of this machine is too small: micro batches of {tokens:,} tokens would be needed")
+
     def saw(self) -> tuple[list[int], list[int]]:
         """Real tokens and their labels in the newest step; what fills a packed row up stands at its end."""
         ids = [token for b in self.last for token in b.input_ids.flatten()[: b.n_tokens].tolist()]

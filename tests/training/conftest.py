@@ -98,6 +98,9 @@ class FixedSteps:
         chosen = self.plan.step_examples(step)
         return micro_batches(self.rows, chosen, budget_tokens=self.budget, packing=self.packing)
 
+    def limit(self, tokens: int) -> None:
+        self.budget = tokens
+
     def worst(self) -> Batch:
         return worst_batch(self.plan, self.rows, budget_tokens=self.budget, packing=self.packing)
 

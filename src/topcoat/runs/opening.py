@@ -29,7 +29,8 @@ from topcoat.runs.engine import Engine, choose_engine
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.receipt import require_same_recipe
 from topcoat.training.memory import memory_bytes
-from topcoat.training.objectives.sft import needed_rows, target_positions
+from topcoat.training.objectives.hidden import needed_rows
+from topcoat.training.objectives.table import OBJECTIVES
 from topcoat.training.schedule import default_learning_rate
 from topcoat.units import show_bytes, show_count
 
@@ -59,6 +60,10 @@ class RunSteps:
         """The examples of optimizer step `step`, packed or padded."""
         indices = self.plan.step_examples(step)
         return micro_batches(self.examples, indices, budget_tokens=self.budget, packing=self.packing)
+
+    def limit(self, tokens: int) -> None:
+        """Micro batches of at most `tokens` positions from here on: memory ran out."""
+        self.budget, self._worst = tokens, None
 
     def worst(self) -> Batch:
         """The largest micro batch of the run; looked for once, since it walks all steps."""
@@ -169,7 +174,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     if rate == "auto":
         rate = default_learning_rate(recipe.adapter.method, base_parameters(base, adapters))
     worst = steps.worst()
-    positions, _ = target_positions(worst)
+    positions = OBJECTIVES[settings.objective].positions(worst)
     tokens = worst.input_ids.numel()  # padding computes as well
     needed = needed_rows(positions, tokens)
 

@@ -6,14 +6,12 @@ Pitfalls P03 (loss 0, gradient NaN, for hours) and P07 (checkpointing froze half
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from topcoat.adapters.token_rows import DELTA as TOKEN_ROWS
-from topcoat.data.batches import Batch
 from topcoat.errors import Refused
 
 PATIENCE = 3  # non-finite steps in a row that end the run; a single one is skipped and counted
@@ -65,25 +63,6 @@ def first_nonfinite(model: nn.Module, forward: Callable[[], object]) -> str:
         for handle in hooks:
             handle.remove()
     return f"first non-finite output: {found[0]}" if found else "the forward is finite, the backward is not"
-
-
-@contextmanager
-def memory_explained(batch: Batch) -> Iterator[None]:
-    """Raises Refused with the batch's shape and what to change where memory runs out inside (pitfall P23)."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        says_so = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not says_so:  # the CPU allocator raises a plain RuntimeError with those words; others are not ours
-            raise
-        rows, positions = batch.input_ids.shape
-        raise Refused(
-            f"the largest micro batch ({rows} x {positions:,} tokens) does not fit into memory: "
-            f"{str(error).splitlines()[0]}",
-            where="train.micro_batch_tokens",
-            fix=f"write train.micro_batch_tokens: {max(1, rows * positions // 2)}, train.recompute: block, "
-            "or model.quantization: {format: nf4}",
-        ) from error
 
 
 def require_gradients(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from topcoat.data.batches import Batch
 from topcoat.errors import Interrupted
-from topcoat.training.guards import FiniteGuard, memory_explained, require_gradients
+from topcoat.training.guards import FiniteGuard, require_gradients
+from topcoat.training.halving import within_memory
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.rng import private_randomness, seed_micro_batch
@@ -37,6 +38,9 @@ class Steps(Protocol):
     def micro_batches(self, step: int) -> list[Batch]: ...
 
     def worst(self) -> Batch: ...
+
+    def limit(self, tokens: int) -> None:
+        """Micro batches of at most `tokens` positions from here on."""
 
 
 class StopFlag(Protocol):
@@ -61,6 +65,8 @@ class Progress:
     """The last step whose evaluation is done; a run stopped during an evaluation makes it up first."""
     elapsed_s: float = 0.0
     skipped_steps: int = 0
+    micro_batch_tokens: int | None = None
+    """Most positions of a micro batch since memory ran out; None while it has not."""
     ended: str | None = None
     """Why the run is over: "finished", "early stopping"; None while it can go on."""
 
@@ -90,15 +96,20 @@ class Training:
     memory: Callable[[], int]
     stop: StopFlag
     progress: Progress = field(default_factory=Progress)
+    say: Callable[[str], None] = lambda text: None
+    """One line of news."""
+    probed: bool = False
+    """The largest micro batch has been computed already."""
 
 
 def train(run: Training) -> Progress:
     """Run the steps that are left; returns where it ended. A stop asked for in between saves and leaves."""
     with private_randomness():
         guard = FiniteGuard()
-        if run.progress.step == 0:
-            with memory_explained(run.steps.worst()):
-                probe(run)
+        if run.progress.micro_batch_tokens is not None:
+            run.steps.limit(run.progress.micro_batch_tokens)
+        if run.progress.step == 0 and not run.probed:
+            probe(run)
         elif _evaluation_is_due(run):
             _after_step(run)
         while run.stop.stop is None and run.progress.ended is None and run.progress.step < run.steps.total:
@@ -113,9 +124,13 @@ def probe(run: Training) -> None:
     """Forward and backward of the largest micro batch, thrown away: memory fails in the first minute or never.
 
     What it touches stays allocated, so the steps after it are no slower than the rest. It also checks that every
-    trainable parameter is reached (pitfalls P07, P23).
+    trainable parameter is reached (pitfalls P07, P23). Raises Refused where one example alone does not fit.
     """
-    batch = run.steps.worst()
+    within_memory(run, [run.steps.worst()], lambda: [run.steps.worst()], lambda batches: _probe(run, batches[0]))
+    run.probed = True
+
+
+def _probe(run: Training, batch: Batch) -> None:
     seed_micro_batch(run.seed, 0, 0)
     loss = run.loss(batch)
     (loss * (run.scale.value / max(1, batch.n_target_tokens))).backward()
@@ -128,21 +143,16 @@ def _one_step(run: Training, guard: FiniteGuard) -> None:
     """Gradients of all micro batches, one update, one row of metrics."""
     began = time.perf_counter()
     step, total = run.progress.step, run.steps.total
+    run.progress.step = step + 1
     batches = run.steps.micro_batches(step)
     targets = sum(batch.n_target_tokens for batch in batches)  # known before the first micro batch
     tokens = sum(batch.n_tokens for batch in batches)
-    run.progress.step = step + 1
     if targets == 0:  # nothing to learn from: 0 / 0 would be NaN (pitfall P02)
         run.progress.skipped_steps += 1
         return
-    loss, suspect = 0.0, batches[0]
-    for micro, batch in enumerate(batches):
-        seed_micro_batch(run.seed, step, micro)
-        micro_loss = run.loss(batch)
-        (micro_loss * (run.scale.value / targets)).backward()
-        if math.isfinite(loss) and not bool(torch.isfinite(micro_loss)):
-            suspect = batch  # the first that went wrong
-        loss += float(micro_loss.detach()) / targets
+    loss, suspect = within_memory(
+        run, batches, lambda: run.steps.micro_batches(step), lambda batches: _gradients(run, step, batches, targets)
+    )
     norm = run.optimizer.clip(run.settings.max_grad_norm, run.scale.value)
     warmup = warmup_steps(run.settings, total)
     rate = learning_rate(step, total, warmup, run.peak_learning_rate, run.settings.lr_scheduler_type)
@@ -168,6 +178,19 @@ def _one_step(run: Training, guard: FiniteGuard) -> None:
             "elapsed_s": run.progress.elapsed_s,
         }
     )
+
+
+def _gradients(run: Training, step: int, batches: Sequence[Batch], targets: int) -> tuple[float, Batch]:
+    """Add up the gradients of a step's micro batches; its loss, and the batch to suspect if that is not finite."""
+    loss, suspect = 0.0, batches[0]
+    for micro, batch in enumerate(batches):
+        seed_micro_batch(run.seed, step, micro)
+        micro_loss = run.loss(batch)
+        (micro_loss * (run.scale.value / targets)).backward()
+        if math.isfinite(loss) and not bool(torch.isfinite(micro_loss)):
+            suspect = batch  # the first that went wrong
+        loss += float(micro_loss.detach()) / targets
+    return loss, suspect
 
 
 def _may_update(run: Training, guard: FiniteGuard, step: int, loss: float, norm: float, suspect: Batch) -> bool:
