@@ -78,7 +78,7 @@ def test_one_wrong_letter_anywhere_is_suggested(path, at, letter):
         ("lora: {r: 8}", "the section is called adapter"),
         ("traning: {epochs: 3}", "did you mean train?"),
         ("quantization: {format: nf4}", "the section is called model.quantization"),
-        ("xyzzy: 3", "a recipe has model, adapter, data, train, evaluate, output, seed"),
+        ("xyzzy: 3", "a recipe has model, adapter, data, train, evaluate, guidance, output, seed"),
         ("evaluate: {xyzzy: 3}", "evaluate has metrics, every, rows, max_new_tokens, samples"),
     ],
 )

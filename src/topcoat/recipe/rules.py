@@ -1,87 +1,61 @@
-"""Warnings: settings the run does as asked, that papers and practice found to go badly. One function, one rule."""
+"""RULES: every rule of the guidance, with its source. Settings the run does as asked, that are known to go badly.
+
+Sources without a number here: "LoRA Without Regret" is Thinking Machines, September 2025; the Unsloth guide is that
+project's page on LoRA hyperparameters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from topcoat.adapters.settings import FullConfig, LoraConfig
+from topcoat.recipe import rules_adapter as adapter
+from topcoat.recipe import rules_model as model
+from topcoat.recipe import rules_training as training
+from topcoat.recipe.guidance import Facts, Guide, Rule, guides
 from topcoat.recipe.schema import Recipe
 
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn"}
+_QLORA, _REGRET, _BIDERMAN = "QLoRA, arXiv:2305.14314", "LoRA Without Regret", "Biderman et al., arXiv:2405.09673"
+_UNSLOTH = "Unsloth guide"
 
-
-def attention_only(recipe: Recipe) -> str | None:
-    """QLoRA, section 4; Biderman et al. 2024 (arXiv:2405.09673): every linear should be adapted."""
-    targets = recipe.adapter.target_modules if isinstance(recipe.adapter, LoraConfig) else "all-linear"
-    if isinstance(targets, list) and targets and set(targets) <= ATTENTION:
-        return "adapter.target_modules has attention layers only; adapting all linears (all-linear) learns more"
-    return None
-
-
-def alpha_over_r(recipe: Recipe) -> str | None:
-    """Working points of the papers: 0.25 (QLoRA, r 64, alpha 16) to 8 (LoRA on GPT-2)."""
-    if not isinstance(recipe.adapter, LoraConfig) or recipe.adapter.use_rslora:
-        return None
-    ratio = recipe.adapter.lora_alpha / recipe.adapter.r
-    if 0.25 <= ratio <= 8:
-        return None
-    said = f"adapter.lora_alpha {recipe.adapter.lora_alpha:g} / r {recipe.adapter.r} = {ratio:.3g} is outside 0.25 to 8"
-    return f"{said}: the effective step scales with it; usual is lora_alpha = r or 2 r"
-
-
-def high_rank(recipe: Recipe) -> str | None:
-    """rsLoRA (arXiv:2312.03732): lora_alpha / r makes high ranks slow."""
-    if isinstance(recipe.adapter, LoraConfig) and recipe.adapter.r > 64 and not recipe.adapter.use_rslora:
-        return f"adapter.r is {recipe.adapter.r}: above 64 the update shrinks with 1/r; use_rslora: true keeps its size"
-    return None
-
-
-def learning_rate(recipe: Recipe) -> str | None:
-    """The usual range of LoRA is 1e-5 to 5e-3; full tuning takes about a tenth of a LoRA rate."""
-    rate = recipe.train.learning_rate
-    if isinstance(rate, str):
-        return None
-    if isinstance(recipe.adapter, FullConfig) and rate > 1e-4:
-        return f"train.learning_rate is {rate:g}: full tuning usually takes 1e-5 to 2e-5, a tenth of a LoRA rate"
-    if isinstance(recipe.adapter, LoraConfig) and not 1e-5 <= rate <= 5e-3:
-        return f"train.learning_rate is {rate:g}: LoRA usually takes 1e-5 to 5e-3; auto goes by the model's size"
-    return None
-
-
-def many_epochs(recipe: Recipe) -> str | None:
-    """More than three passes mostly memorise."""
-    train = recipe.train
-    if train.epochs > 3 and train.max_steps is None and not train.early_stopping_patience:
-        return f"train.epochs is {train.epochs:g}: beyond 3, watch the validation loss or set early_stopping_patience"
-    return None
-
-
-def large_batch(recipe: Recipe) -> str | None:
-    """LoRA tolerates large batches less than full tuning does (Thinking Machines 2025, "LoRA Without Regret")."""
-    if recipe.train.batch_tokens is None and recipe.train.batch_size > 128:
-        return f"train.batch_size is {recipe.train.batch_size}: LoRA learns less from batches above 128"
-    return None
-
-
-def half_precision_on_4bit(recipe: Recipe) -> str | None:
-    """QLoRA saw about one fp16 run in five diverge."""
-    quantization = recipe.model.quantization
-    if recipe.model.compute_dtype == "fp16" and quantization is not None and quantization.format == "nf4":
-        return "model.compute_dtype fp16 on nf4 weights is unstable in about one run of five; bf16 or fp32 is safer"
-    return None
-
-
-RULES: tuple[Callable[[Recipe], str | None], ...] = (
-    attention_only,
-    alpha_over_r,
-    high_rank,
-    learning_rate,
-    many_epochs,
-    large_batch,
-    half_precision_on_4bit,
+RULES: tuple[Rule, ...] = (
+    Rule("attention-only", "warning", f"{_QLORA}; {_REGRET}", adapter.attention_only),
+    Rule("alpha-over-r", "warning", "LoRA, arXiv:2106.09685; QLoRA", adapter.alpha_over_r),
+    Rule("high-rank", "warning", "rsLoRA, arXiv:2312.03732", adapter.high_rank),
+    Rule("low-rank", "note", _REGRET, adapter.low_rank),
+    Rule("capacity", "warning", _REGRET, adapter.capacity),
+    Rule("dropout", "note", f"{_UNSLOTH}; QLoRA", adapter.dropout),
+    Rule("starts-from-the-weight", "warning", "PiSSA, arXiv:2404.02948", adapter.starts_from_the_weight),
+    Rule("loftq-base", "note", "LoftQ, arXiv:2310.08659", adapter.loftq_base),
+    Rule("loraplus-rate", "warning", "LoRA+, arXiv:2402.12354", adapter.loraplus_rate),
+    Rule("not-servable", "note", "vLLM's and llama.cpp's adapter readers", adapter.not_servable),
+    Rule("whole-embedding", "note", "PEFT documentation", adapter.whole_embedding),
+    Rule("lora-rate", "warning", f"QLoRA; {_UNSLOTH}", training.lora_rate),
+    Rule("full-rate", "warning", f"TRL documentation; {_REGRET}", training.full_rate),
+    Rule("other-rate", "warning", "VeRA, arXiv:2310.11454; PEFT's benchmark", training.other_rate),
+    Rule("rate-by-size", "note", f"QLoRA, table 9; {_REGRET}", training.rate_by_size),
+    Rule("short-run", "note", _REGRET, training.short_run),
+    Rule("warm-up", "note", f"QLoRA; {_UNSLOTH}", training.warm_up),
+    Rule("epochs", "warning", f"{_UNSLOTH}; Lightning AI's LoRA study", training.epochs),
+    Rule("large-batch", "warning", _REGRET, training.large_batch),
+    Rule("weight-decay", "warning", _UNSLOTH, training.weight_decay),
+    Rule("clipping", "note", "QLoRA", training.clipping),
+    Rule("beta2", "note", "QLoRA", training.beta2),
+    Rule("forgetting", "warning", _BIDERMAN, training.forgetting),
+    Rule("fp16-on-4bit", "warning", _QLORA, model.fp16_on_4bit),
+    Rule("format-by-choice", "note", "QLoRA, table 2", model.format_by_choice),
+    Rule("nf4-details", "note", _QLORA, model.nf4_details),
+    Rule("small-in-4bit", "warning", "low-bit Llama 3 study, arXiv:2404.14047", model.small_in_4bit),
+    Rule("integer-target", "note", "QA-LoRA, arXiv:2309.14717", model.integer_target),
+    Rule("loss-on-prompts", "note", _QLORA, model.loss_on_prompts),
+    Rule("long-prompts", "note", "QLoRA", model.long_prompts),
+    Rule("continued-pretraining", "note", _BIDERMAN, model.continued_pretraining),
 )
 
 
 def warn(recipe: Recipe) -> list[str]:
-    """Every warning about `recipe`, each starting with "warning: "."""
-    return [f"warning: {said}" for rule in RULES if (said := rule(recipe))]
+    """What can be said of `recipe` alone, each line starting with "warning: " or "note: "."""
+    return [str(guide) for guide in guides(RULES, recipe, Facts())]
+
+
+def learned_since(recipe: Recipe, facts: Facts) -> list[Guide]:
+    """What can be said only since `facts` are known: the rules that say nothing of the recipe alone."""
+    said = {guide.rule.id for guide in guides(RULES, recipe, Facts())}
+    return [guide for guide in guides(RULES, recipe, facts) if guide.rule.id not in said]

@@ -9,6 +9,7 @@ from topcoat.config import Config
 from topcoat.data.settings import DataSettings
 from topcoat.evaluation.settings import EvaluateSettings
 from topcoat.model.settings import ModelSettings
+from topcoat.recipe.settings import GuidanceSettings
 from topcoat.training.settings import TrainSettings
 
 
@@ -25,6 +26,8 @@ class Recipe(Config):
     """How it trains."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """How it is measured."""
+    guidance: GuidanceSettings = GuidanceSettings()
+    """What is said of doubtful settings."""
     output: str = Field(min_length=1)
     """Folder of the run; made if it is not there, refused if it holds another run."""
     seed: int = Field(42, ge=0, lt=2**31)

@@ -22,7 +22,9 @@ from topcoat.planning.request import Request
 from topcoat.planning.search import Candidate, Found, search
 from topcoat.planning.speed import Price, parse_price
 from topcoat.recipe.load import load_recipe_with_notes, recipe_from_dict_with_notes
+from topcoat.recipe.rules import learned_since
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.guiding import facts_of_plan
 
 ASSUMED_LENGTH = 1024
 """Tokens of an example where neither recipe nor data say."""
@@ -115,7 +117,9 @@ def plan(
         answered=0 if size is None else _answered(recipe),
         attention_by_hand=recipe.model.attention in ("auto", "topcoat"),
     )
-    return Plan(estimate(request), search(request), (*notes, *_notes(request)), asked)
+    made = estimate(request)
+    guides = map(str, learned_since(recipe, facts_of_plan(made)))
+    return Plan(made, search(request), (*notes, *guides, *_notes(request)), asked)
 
 
 def read_subject(subject: str, overrides: Sequence[str]) -> tuple[Recipe, list[str]]:

@@ -23,6 +23,7 @@ LIBRARIES = ("topcoat", "torch", "transformers", "safetensors", "gguf", "tokeniz
 # Of files it is the content that counts, and that is in the receipt: a moved file is the same file.
 FREE_ON_RESUME = (
     "output",
+    "guidance.silence",
     "train.keep_checkpoints",
     "train.save_every",
     "train.report_to",

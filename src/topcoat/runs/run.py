@@ -26,6 +26,7 @@ from topcoat.recipe.schema import Recipe
 from topcoat.runs.checking import check_before_training
 from topcoat.runs.finish import finish, keep_best
 from topcoat.runs.folder import RunFolder
+from topcoat.runs.guiding import facts_of_run, tell
 from topcoat.runs.listener import Listener, Silent
 from topcoat.runs.opening import claimed, free_memory, plan_run
 from topcoat.runs.scoring import Scorer, Scores
@@ -85,6 +86,7 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
         listener.show(plan.table(recipe, base, adapters, data))
         listener.show(data.report)
+        tell(recipe, facts_of_run(base, adapters, data, plan.steps.total), listener)
         if not resume:
             check_before_training(recipe, data, adapters, listener)  # stops where the policy of a check says so
         listener.show(preview(data.train[0], base.tokenizer))

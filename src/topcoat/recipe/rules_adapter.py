@@ -1,0 +1,132 @@
+"""Rules about the adapter: which linears, how wide, how strong, from what start, and who can serve it."""
+
+from __future__ import annotations
+
+from topcoat.adapters.settings import LoraConfig, TargetedConfig
+from topcoat.recipe.guidance import Facts
+from topcoat.recipe.schema import Recipe
+from topcoat.units import show_count
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn"}
+HIGHEST_RANK = 256
+
+
+def attention_only(recipe: Recipe, facts: Facts) -> str | None:
+    """Adapt every linear, not those of the attention alone."""
+    targets = recipe.adapter.target_modules if isinstance(recipe.adapter, LoraConfig) else "all-linear"
+    if isinstance(targets, list) and targets and set(targets) <= ATTENTION:
+        return (
+            f"adapter.target_modules has attention layers only ({', '.join(targets)}); adapting all linears "
+            "(all-linear) learns more, also at equal parameters"
+        )
+    return None
+
+
+def alpha_over_r(recipe: Recipe, facts: Facts) -> str | None:
+    """Keep lora_alpha / r between 0.25 (QLoRA: r 64, alpha 16) and 8 (LoRA on GPT-2)."""
+    if not isinstance(recipe.adapter, LoraConfig) or recipe.adapter.use_rslora:
+        return None
+    ratio = recipe.adapter.lora_alpha / recipe.adapter.r
+    if 0.25 <= ratio <= 8:
+        return None
+    said = f"adapter.lora_alpha {recipe.adapter.lora_alpha:g} / r {recipe.adapter.r} = {ratio:.3g} is outside 0.25 to 8"
+    return f"{said}: the effective step scales with it; usual is lora_alpha = r or 2 r"
+
+
+def high_rank(recipe: Recipe, facts: Facts) -> str | None:
+    """Above r 64, divide by sqrt(r): use_rslora."""
+    if isinstance(recipe.adapter, LoraConfig) and recipe.adapter.r > 64 and not recipe.adapter.use_rslora:
+        return f"adapter.r is {recipe.adapter.r}: above 64 the update shrinks with 1/r; use_rslora: true keeps its size"
+    return None
+
+
+def low_rank(recipe: Recipe, facts: Facts) -> str | None:
+    """r of 1 or 2 is enough for style and reinforcement learning, and weak for knowledge."""
+    if isinstance(recipe.adapter, LoraConfig) and recipe.adapter.r <= 2:
+        return f"adapter.r is {recipe.adapter.r}: fine for a style, weak for knowledge; 8 to 32 is usual"
+    return None
+
+
+def capacity(recipe: Recipe, facts: Facts) -> str | None:
+    """An adapter should have at least as many parameters as there are tokens to learn."""
+    tokens = facts.target_tokens or facts.tokens
+    if not isinstance(recipe.adapter, LoraConfig) or not facts.trained or tokens is None or tokens <= facts.trained:
+        return None
+    kind = "target tokens" if facts.target_tokens else "tokens, prompts included"
+    said = f"the data has about {show_count(tokens)} {kind}, the adapter {show_count(facts.trained)} parameters"
+    need = -(-recipe.adapter.r * tokens // facts.trained)
+    if need > HIGHEST_RANK:
+        return f"{said}: what does not fit is not learned; no rank up to {HIGHEST_RANK} holds it, full tuning might"
+    return f"{said}: what does not fit is not learned; adapter.r: {need} has as many"
+
+
+def dropout(recipe: Recipe, facts: Facts) -> str | None:
+    """Dropout is for small data that is learned by heart: 0.05 to 0.1 there, else none."""
+    rate = recipe.adapter.lora_dropout if isinstance(recipe.adapter, LoraConfig) else 0.0
+    if rate > 0.1:
+        return f"adapter.lora_dropout is {rate:g}; 0.05 to 0.1 is as much as helps"
+    if rate > 0 and (facts.rows or 0) >= 10_000:
+        return f"adapter.lora_dropout is {rate:g} on {facts.rows:,} rows: it slows each step and helps small data only"
+    return None
+
+
+def starts_from_the_weight(recipe: Recipe, facts: Facts) -> str | None:
+    """PiSSA and OLoRA take their start out of the weight: give them a base that is not rounded."""
+    start = recipe.adapter.init_lora_weights if isinstance(recipe.adapter, LoraConfig) else True
+    quantization = recipe.model.quantization
+    if isinstance(start, str) and start.startswith(("pissa", "olora")) and _rounds(recipe) and quantization:
+        return (
+            f"adapter.init_lora_weights {start} on {quantization.format} weights takes its directions from rounded "
+            "numbers; it is meant for a float base, and loftq for a rounded one"
+        )
+    return None
+
+
+def loftq_base(recipe: Recipe, facts: Facts) -> str | None:
+    """A LoftQ adapter belongs to its rounded base: serve it there, and merge it into no other."""
+    if isinstance(recipe.adapter, LoraConfig) and recipe.adapter.init_lora_weights == "loftq" and _rounds(recipe):
+        return "adapter.init_lora_weights loftq: the adapter means something on this rounded base only; serve it there"
+    return None
+
+
+def loraplus_rate(recipe: Recipe, facts: Facts) -> str | None:
+    """LoRA+ multiplies the rate of B: write a lower learning rate, and a ratio near 16."""
+    ratio = recipe.adapter.loraplus_lr_ratio if isinstance(recipe.adapter, LoraConfig) else None
+    rate = recipe.train.learning_rate
+    if ratio is None or ratio < 4:
+        return None
+    if ratio > 32:
+        return f"adapter.loraplus_lr_ratio is {ratio:g}; 16 is the paper's"
+    if rate == "auto" or rate > 3e-4:
+        return f"adapter.loraplus_lr_ratio {ratio:g} at learning_rate {rate}: B learns {ratio:g} times faster; lower it"
+    return None
+
+
+def not_servable(recipe: Recipe, facts: Facts) -> str | None:
+    """vLLM and llama.cpp take plain LoRA; other methods, modules_to_save and patterns of rank need a merge."""
+    adapter = recipe.adapter
+    if adapter.method in ("dora", "adalora", "vera", "ia3", "miss"):
+        slower = ", and it is slower than LoRA" if adapter.method == "dora" else ""
+        return f"adapter.method {adapter.method}: vLLM and llama.cpp take no such adapter; merge to serve it{slower}"
+    if isinstance(adapter, TargetedConfig) and adapter.modules_to_save:
+        named = ", ".join(adapter.modules_to_save)
+        return f"adapter.modules_to_save ({named}): vLLM and llama.cpp refuse such an adapter; merge to serve it"
+    if isinstance(adapter, LoraConfig) and (adapter.rank_pattern or adapter.alpha_pattern):
+        return "adapter.rank_pattern and alpha_pattern: vLLM ignores them and computes otherwise; merge to serve it"
+    return None
+
+
+def whole_embedding(recipe: Recipe, facts: Facts) -> str | None:
+    """New tokens need rows of their own, not the whole embedding: trainable_token_indices keeps a tied head tied."""
+    saved = recipe.adapter.modules_to_save if isinstance(recipe.adapter, TargetedConfig) else []
+    named = [name for name in saved if name.rpartition(".")[2] in ("embed_tokens", "wte", "lm_head")]
+    if not named:
+        return None
+    tie = ", and the two come apart in a model that ties them" if facts.tied else ""
+    return f"adapter.modules_to_save trains {', '.join(named)} whole{tie}; trainable_token_indices trains the new rows"
+
+
+def _rounds(recipe: Recipe) -> bool:
+    """The frozen weights are rounded to a number format."""
+    quantization = recipe.model.quantization
+    return quantization is not None and quantization.format not in ("bf16", "fp16", "fp32")
