@@ -14,7 +14,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.model.tiny import save_tiny
-from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
+from topcoat.quant.settings import DenseConfig, Int8Config, IntConfig, Nf4Config
 
 IDS = torch.arange(3, 40)[None] % 300
 
@@ -23,6 +23,7 @@ QUANTIZATIONS = {
     "bf16": DenseConfig(format="bf16"),
     "nf4": Nf4Config(),
     "int8": Int8Config(),
+    "int4": IntConfig(),
 }
 
 

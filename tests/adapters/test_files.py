@@ -203,7 +203,7 @@ def test_a_broken_json_file_is_named(load, saved, text, message, name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"use_qalora": True}, "use_qalora is True, which this version does not compute"),
+        ({"lora_bias": True}, "lora_bias is True, which this version does not compute"),
         ({"bias": "all"}, "bias is 'all', which this version does not compute"),
         ({"layers_pattern": "h"}, "layers_pattern is 'h', which this version does not compute"),
         ({"layer_replication": [[0, 1]]}, "layer_replication is [[0, 1]], which this version does not compute"),
@@ -225,7 +225,7 @@ def test_what_this_version_does_not_compute_is_refused(load, saved, values, mess
 
 
 def test_everything_wrong_with_a_config_is_said_at_once(saved):
-    change_config(saved, use_qalora=True, bias="all", lora_alpha=None)
+    change_config(saved, lora_bias=True, bias="all", lora_alpha=None)
     with pytest.raises(TopcoatError) as caught:
         read_peft_config(saved)
     assert len(caught.value.problems) == 3

@@ -16,7 +16,15 @@ from topcoat.adapters.attach import attach
 from topcoat.adapters.files import load_adapter, save_adapter
 from topcoat.adapters.lora import Lora
 from topcoat.adapters.methods import METHODS
-from topcoat.adapters.settings import DoraConfig, FullConfig, Ia3Config, LoraConfig, MissConfig, VeraConfig
+from topcoat.adapters.settings import (
+    DoraConfig,
+    FullConfig,
+    Ia3Config,
+    LoraConfig,
+    MissConfig,
+    QaloraConfig,
+    VeraConfig,
+)
 from topcoat.adapters.start import Start
 from topcoat.model.blocks import read_blocks
 from topcoat.quant.formats import FORMATS
@@ -42,7 +50,8 @@ def digest(module: nn.Module) -> str:
 
 
 CASES = {
-    **{name: method.Config() for name, method in METHODS.items() if name not in ("ia3", "miss")},
+    **{name: method.Config() for name, method in METHODS.items() if name not in ("ia3", "miss", "qalora")},
+    "qalora": QaloraConfig(r=2),
     "ia3 of outputs": Ia3Config(feedforward_modules=[]),
     "ia3 of inputs": Ia3Config(feedforward_modules=["q_proj"]),
     "miss": MissConfig(r=16),
@@ -67,14 +76,20 @@ def made(config, format: str, dtype: torch.dtype = torch.float32):
     return layers["q_proj"]
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def config(request):
-    return request.param
+ONLY_ON = {"qalora": ("int2", "int3", "int4")}
+"""Methods that not every number format can carry."""
+PAIRS = [
+    (name, format)
+    for name, config in CASES.items()
+    for format in sorted(CONFIGS)
+    if format in ONLY_ON.get(config.method, CONFIGS)
+]
 
 
-@pytest.fixture(params=sorted(CONFIGS))
-def adapter(request, config):
-    return made(config, request.param)
+@pytest.fixture(params=PAIRS, ids="-".join)
+def adapter(request):
+    name, format = request.param
+    return made(CASES[name], format)
 
 
 def moved(adapter):
@@ -104,9 +119,9 @@ def test_a_fresh_adapter_changes_nothing(adapter):
     assert not adapter.changes()
 
 
-@pytest.mark.parametrize("format", sorted(CONFIGS))
-def test_a_fresh_adapter_changes_nothing_in_bf16(config, format):
-    adapter = made(config, format, torch.bfloat16)
+@pytest.mark.parametrize(("name", "format"), PAIRS)
+def test_a_fresh_adapter_changes_nothing_in_bf16(name, format):
+    adapter = made(CASES[name], format, torch.bfloat16)
     assert torch.equal(adapter(X), adapter.base(X))
 
 
@@ -179,17 +194,25 @@ ON_A_MODEL = {
     "vera": VeraConfig(r=8),
     "miss": MissConfig(r=6),
     "lora-fa": LoraConfig(r=4, freeze_lora_a=True),
+    "qalora": QaloraConfig(r=2),
 }
+ON_A_FORMAT = [
+    (name, format)
+    for name, config in ON_A_MODEL.items()
+    for format in ("fp32", "nf4", "int8", "bf16", "int4")
+    if format in ONLY_ON.get(config.method, ("fp32", "nf4", "int8", "bf16"))
+]
+SUITED = {"qalora": "int4"}
+"""Method -> a format that it can be tried on, where fp32 is none."""
 
 
 def test_every_method_stands_on_a_model_too():
     assert {config.method for config in ON_A_MODEL.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize("config", ON_A_MODEL.values(), ids=ON_A_MODEL.keys())
-@pytest.mark.parametrize("format", ["fp32", "nf4", "int8", "bf16"])
-def test_on_a_model_fresh_off_and_detached_are_the_base_bit_for_bit(load, logits, train_a_little, format, config):
-    base = load(format=format)
+@pytest.mark.parametrize(("name", "format"), ON_A_FORMAT)
+def test_on_a_model_fresh_off_and_detached_are_the_base_bit_for_bit(load, logits, train_a_little, format, name):
+    base, config = load(format=format), ON_A_MODEL[name]
     before, bytes_before, modules = logits(base.model), digest(base.model), [n for n, _ in base.model.named_modules()]
     adapters = attach(base.model, config)
     assert torch.equal(logits(base.model), before)
@@ -209,14 +232,15 @@ def test_on_a_model_fresh_off_and_detached_are_the_base_bit_for_bit(load, logits
 def test_saved_loaded_and_saved_again_is_the_same_bytes_and_logits(
     load, logits, train_a_little, tmp_path, config, model_type
 ):
-    model = load(model_type).model
+    format = SUITED.get(config.method, "fp32")
+    model = load(model_type, format).model
     adapters = attach(model, config, seed=7)
     train_a_little(adapters)
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
     save_adapter(adapters, folders[0], "tiny")
-    again = load(model_type).model
+    again = load(model_type, format).model
     loaded = load_adapter(again, folders[0])
     assert type(loaded.config) is type(config)
     assert torch.equal(logits(again), logits(model))
@@ -227,10 +251,10 @@ def test_saved_loaded_and_saved_again_is_the_same_bytes_and_logits(
 
 @pytest.mark.parametrize("config", ON_A_MODEL.values(), ids=ON_A_MODEL.keys())
 def test_only_what_is_a_sum_of_low_rank_terms_takes_the_hand_written_blocks(load, config):
-    model = load().model
+    model = load(format=SUITED.get(config.method, "fp32")).model
     attach(model, config)
     blocks = read_blocks(model)
-    if type(config) is LoraConfig:
+    if type(config) in (LoraConfig, QaloraConfig):
         assert len(blocks) == 2
     else:
         assert isinstance(blocks, str)
@@ -239,7 +263,7 @@ def test_only_what_is_a_sum_of_low_rank_terms_takes_the_hand_written_blocks(load
 
 @pytest.mark.parametrize("config", [*ON_A_MODEL.values(), LoraConfig(r=4, modules_to_save=["lm_head"]), FullConfig()])
 def test_what_trains_is_what_the_method_lists(load, config):
-    base = load()
+    base = load(format=SUITED.get(config.method, "fp32"))
     adapters = attach(base.model, config)
     trainable = {id(p) for p in base.model.parameters() if p.requires_grad}
     assert trainable == {id(p) for p in adapters.parameters().values()}

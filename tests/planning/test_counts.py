@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from topcoat.adapters.attach import attach
@@ -12,13 +13,15 @@ from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import LADDER
 from topcoat.model.attention import register
 from topcoat.model.blocks import LAYOUTS
+from topcoat.model.fill import block_linears
 from topcoat.model.fuse import fuse
 from topcoat.model.tiny import TINY_TYPES, save_tiny, tiny_config, tiny_model
 from topcoat.planning.architecture import KINDS, architecture_of
 from topcoat.planning.counts import counts_of
 from topcoat.planning.loaded import loaded_counts
 from topcoat.planning.sizes import Setup, bill_of
-from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
+from topcoat.quant.linear import FrozenLinear
+from topcoat.quant.settings import DenseConfig, Int8Config, IntConfig, Nf4Config
 
 CONFIGS = [
     LoraConfig(r=4),
@@ -75,8 +78,13 @@ def test_weights_are_counted_as_they_are_stored(name, stored, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_counted_as_it_is_attached(method):
-    config = TypeAdapter(Adapter).validate_python({"method": method} | ({"r": 8} if method == "miss" else {}))
+    own = {"miss": {"r": 8}, "qalora": {"r": 2}}
+    config = TypeAdapter(Adapter).validate_python({"method": method} | own.get(method, {}))
     model = tiny_model("llama")
+    if method == "qalora":  # stands on integers only
+        for path, linear in block_linears(model).items():
+            frozen = FrozenLinear.from_dense(linear.weight, linear.bias, IntConfig(), torch.float32)
+            model.set_submodule(path, frozen)
     adapters = attach(model, config)
     planned = counts_of(architecture_of(model.config.to_dict(), "x"), config, DenseConfig(format="fp32"), by_hand=False)
     assert planned.trained == loaded_counts(model, adapters.parameters()).trained

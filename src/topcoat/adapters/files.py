@@ -17,11 +17,14 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from topcoat.adapters.attach import Adapters, place
 from topcoat.adapters.loftq import require_same_formats
 from topcoat.adapters.peft_config import CONFIG, peft_config, read_peft_config
+from topcoat.adapters.qalora import GROUP, from_peft, narrowed
+from topcoat.adapters.settings import LoraConfig, QaloraConfig, TargetedConfig
 from topcoat.errors import Problem, Refused, TopcoatError
 from topcoat.files import write_file
 from topcoat.json_files import read_json_object
@@ -39,8 +42,10 @@ def save_adapter(adapters: Adapters, folder: Path, base_name: str, identity: Map
     config = peft_config(adapters, base_name)
     write_file(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_file(folder / WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    if identity is not None or adapters.only_on:
-        stated = {"format": 1, **(identity or {})} | ({"only_on": adapters.only_on} if adapters.only_on else {})
+    pooled = {GROUP: adapters.config.qalora_group_size} if isinstance(adapters.config, QaloraConfig) else {}
+    bound = {"only_on": adapters.only_on} if adapters.only_on else {}
+    if identity is not None or bound or pooled:
+        stated = {"format": 1, **(identity or {}), **bound, **pooled}
         write_file(folder / IDENTITY, json.dumps(stated, indent=2, sort_keys=True) + "\n")
     on_disk = _read_tensors(folder / WEIGHTS)
     lost = [name for name, t in tensors.items() if name not in on_disk or not torch.equal(on_disk[name], t)]
@@ -87,8 +92,7 @@ def load_adapter(model: nn.Module, folder: Path, identity: Mapping[str, str] | N
     TopcoatError for a broken directory, Refused for another base or tensors that do not fit.
     """
     check_identity(folder, identity)
-    config = read_peft_config(folder)
-    stored = _read_tensors(folder / WEIGHTS)
+    config, stored = _as_trained(read_peft_config(folder), _read_tensors(folder / WEIGHTS), folder)
     adapters = place(model, config, None)
     try:
         adapters.only_on = _only_on(folder)
@@ -100,6 +104,27 @@ def load_adapter(model: nn.Module, folder: Path, identity: Mapping[str, str] | N
         adapters.detach()
         raise
     return adapters
+
+
+def _as_trained(
+    config: TargetedConfig, stored: dict[str, Tensor], folder: Path
+) -> tuple[TargetedConfig, dict[str, Tensor]]:
+    """Settings and tensors of the file; of a QA-LoRA's plain LoRA as those of the QA-LoRA it was trained as."""
+    if not isinstance(config, LoraConfig):
+        return config, stored
+    values = read_json_object(folder / CONFIG, "copy it again")
+    if values.get("use_qalora"):
+        return config, from_peft(values, stored, folder)
+    path = folder / IDENTITY
+    group = read_json_object(path, "copy it again").get(GROUP) if path.is_file() else None
+    if group is None or config.method != "lora":
+        return config, stored
+    settings = config.model_dump(exclude={"method"}) | {GROUP: group}
+    try:
+        trained = QaloraConfig.model_validate(settings)
+    except ValidationError as error:
+        raise TopcoatError(f"{GROUP} is {repr(group)[:60]}, no size of a group", str(path), "copy it again") from error
+    return trained, narrowed(stored, trained.qalora_group_size, str(folder / WEIGHTS))
 
 
 def _only_on(folder: Path) -> dict[str, str]:

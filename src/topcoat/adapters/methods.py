@@ -7,11 +7,13 @@ from topcoat.adapters.dora import Dora
 from topcoat.adapters.ia3 import Ia3
 from topcoat.adapters.lora import Lora
 from topcoat.adapters.miss import Miss
+from topcoat.adapters.qalora import Qalora
 from topcoat.adapters.vera import Vera
 
 METHODS: dict[str, type[Adapter]] = {
     "lora": Lora,
     "dora": Dora,
+    "qalora": Qalora,
     "ia3": Ia3,
     "vera": Vera,
     "miss": Miss,

@@ -33,7 +33,7 @@ _EVERYWHERE: dict[str, tuple[Any, ...]] = {
     "layers_pattern": (None, [], ""),
 }
 _LORA = _EVERYWHERE | {
-    "use_qalora": (False, None),
+    "use_qalora": (False, None, True),  # read as the plain LoRA that computes the same: qalora.py
     "lora_bias": (False, None),
     "layer_replication": (None, []),
     "target_parameters": (None, []),
@@ -267,5 +267,5 @@ KINDS: dict[str, Kind] = {
 }
 """What is read and written, by PEFT's name."""
 
-WRITTEN_AS = {"lora": "LORA", "dora": "LORA", "ia3": "IA3", "vera": "VERA", "miss": "MISS"}
+WRITTEN_AS = {"lora": "LORA", "dora": "LORA", "qalora": "LORA", "ia3": "IA3", "vera": "VERA", "miss": "MISS"}
 """Our method -> PEFT's type."""

@@ -97,6 +97,66 @@ class DoraConfig(LoraConfig):
     """Start of A and B, as LoRA's; starts that take part of the weight have no DoRA form that could be saved."""
 
 
+class QaloraConfig(LoraConfig):
+    """QA-LoRA (arXiv:2309.14717): LoRA on means of groups of inputs, which integer weights take up when merged."""
+
+    method: Literal["qalora"] = "qalora"  # type: ignore[assignment]  # one value of the union's key, as in every type
+    """Wants integer weights, model.quantization: {format: int4}; the merged model is those integers, served as they
+    were trained."""
+    init_lora_weights: Literal[True, "gaussian"] = True
+    """Start of A; B starts at zero."""
+    qalora_group_size: Literal[16, 32, 64, 128, 256] = 32
+    """Inputs that are averaged: the group_size of model.quantization, or a multiple of it. Adds
+    r * (in_features / qalora_group_size + out_features) parameters to each layer."""
+
+
+class AdaloraConfig(TargetedConfig):
+    """AdaLoRA (arXiv:2303.10512): W x + s P diag(E) Q x, whose ranks move to the linears where they matter most."""
+
+    method: Literal["adalora"] = "adalora"
+    """A step takes longer than LoRA's and the start has more parameters; what is left is a plain LoRA."""
+    init_r: int = Field(12, ge=1)
+    """Rank of every linear at the start; the paper takes one and a half times target_r."""
+    target_r: int = Field(8, ge=1)
+    """Mean rank over the adapted linears at the end: together they keep target_r times their number."""
+    lora_alpha: float = Field(24.0, gt=0)
+    """Strength of the update: scale = lora_alpha / init_r, and stays so when ranks are taken away."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs zeroed while training."""
+    tinit: int | None = Field(None, ge=0)
+    """Steps before the first rank is taken away. null takes a tenth of the run, as in the paper."""
+    tfinal: int | None = Field(None, ge=0)
+    """Last steps of the run, in which the ranks stay as they are. null takes two fifths of the run; the paper takes
+    about half."""
+    deltaT: int = Field(1, ge=1)
+    """Steps between two looks at which ranks to keep; the paper takes 10 to 100 in runs of thousands of steps."""
+    beta1: float = Field(0.85, gt=0, lt=1)
+    """Smoothing of the sensitivity |w dL/dw| over the steps."""
+    beta2: float = Field(0.85, gt=0, lt=1)
+    """Smoothing of how much that sensitivity varies."""
+    orth_reg_weight: float = Field(0.5, ge=0)
+    """Weight in the loss of how far P and Q are from orthonormal; the paper takes 0.1 to 0.5."""
+    total_step: int | None = Field(None, ge=1)
+    """Steps of the whole run, as PEFT's files state them. null, as a recipe leaves it, takes those of the run."""
+    rank_pattern: dict[str, list[bool]] = Field(default_factory=dict)
+    """Which of the init_r directions a finished run has kept, by linear. Files state it; a recipe leaves it out."""
+
+    @model_validator(mode="after")
+    def _something_to_take_away(self) -> AdaloraConfig:
+        if self.target_r >= self.init_r:
+            raise ValueError(f"target_r is {self.target_r}, and init_r {self.init_r} leaves no rank to take away")
+        return self
+
+
+class IecConfig(LoraConfig):
+    """IEC, the adapter of IR-QLoRA (arXiv:2402.05445): LoRA whose two products each have a short path around them."""
+
+    method: Literal["iec"] = "iec"  # type: ignore[assignment]  # one value of the union's key, as in every type
+    """Adds two numbers to each layer's LoRA, and is saved as a plain LoRA. With nf4-icq weights it is IR-QLoRA."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+    """Start of A and B, as LoRA's; the short paths start at nothing."""
+
+
 class Ia3Config(TargetedConfig):
     """IA3 (arXiv:2205.05638): a learned factor for each key, value and feed-forward activation. Very few parameters."""
 
@@ -147,5 +207,5 @@ class FullConfig(AdapterConfig):
 
 
 Adapter = Annotated[
-    LoraConfig | DoraConfig | Ia3Config | VeraConfig | MissConfig | FullConfig, Field(discriminator="method")
+    LoraConfig | DoraConfig | QaloraConfig | AdaloraConfig | IecConfig | Ia3Config | VeraConfig | MissConfig | FullConfig, Field(discriminator="method")
 ]

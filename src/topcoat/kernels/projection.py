@@ -14,9 +14,9 @@ LoRA: Hu et al. 2021, arXiv:2106.09685; the order of products follows from T >> 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -39,13 +39,27 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class LowRank:
-    """One adapter of the stack: rows `first` to `first + O` of the output get scale * B A x."""
+    """One adapter of the stack: rows `first` to `first + O` of the output get scale * B A x.
 
-    lora_A: Tensor  # (R, I)
+    With a `group` S above 1, A reads the means of S neighbours of x: A (R, I / S).
+    """
+
+    lora_A: Tensor  # (R, I / S)
     lora_B: Tensor  # (O, R)
     scale: float
     first: int
     dropout: float = 0.0
+    group: int = 1
+    factors: Callable[[], tuple[Tensor, Tensor]] | None = None
+    """Gives A and B anew for each forward where they are functions of what trains; gradients flow on through them."""
+
+    def wide_A(self) -> Tensor:
+        """A (R, I) on x itself."""
+        return self.lora_A if self.group == 1 else self.lora_A.repeat_interleave(self.group, dim=1) / self.group
+
+    def narrow(self, grad: Tensor) -> Tensor:
+        """The gradient of `wide_A`, (R, I) -> that of A."""
+        return grad if self.group == 1 else grad.unflatten(1, (-1, self.group)).mean(-1)
 
 
 class Projection:
@@ -68,6 +82,10 @@ class Projection:
         """lora_A and lora_B of every adapter, in the order in which `weight_grads` answers."""
         return [p for a in self.adapters for p in (a.lora_A, a.lora_B)]
 
+    def derive(self) -> None:
+        """Take A and B of this forward where they are functions of what trains. Comes before `refresh`."""
+        self.adapters = tuple(a if a.factors is None else _derived(a, *a.factors()) for a in self.adapters)
+
     @torch.no_grad()
     def refresh(self, dtype: torch.dtype, device: torch.device) -> None:
         """Copy the float32 masters into the stacked A (R, I) and B (O, R) that the products read."""
@@ -79,7 +97,7 @@ class Projection:
                 self._B = torch.zeros(self.out_features, self.rank, dtype=dtype, device=device)
         A, B = self._stacked()
         for adapter, ranks, rows in self._places():
-            A[ranks].copy_(adapter.lora_A)
+            A[ranks].copy_(adapter.wide_A())
             B[rows, ranks] = adapter.lora_B.to(dtype) * adapter.scale
 
     def forward(
@@ -126,7 +144,7 @@ class Projection:
             own_A = own_B = None
             if adapter.lora_A.requires_grad:
                 own_A = dA[ranks] if dA is not None else u[:, ranks].T @ _dropped(x, adapter.dropout, seed, at)
-                own_A = own_A.to(adapter.lora_A.dtype)
+                own_A = adapter.narrow(own_A).to(adapter.lora_A.dtype)
             if adapter.lora_B.requires_grad:
                 own_B = dB[ranks, rows] if dB is not None else h[:, ranks].T @ g[:, rows]
                 own_B = own_B.T.to(adapter.lora_B.dtype).mul_(adapter.scale)
@@ -165,6 +183,10 @@ class Projection:
             places.append((adapter, slice(rank, rank + r), slice(adapter.first, adapter.first + rows)))
             rank += r
         return places
+
+
+def _derived(adapter: LowRank, A: Tensor, B: Tensor) -> LowRank:
+    return replace(adapter, lora_A=A, lora_B=B)
 
 
 def _dropped(x: Tensor, p: float, seed: int | None, adapter: int) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from topcoat.adapters.patterns import chosen
-from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, TargetedConfig
+from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, QaloraConfig, TargetedConfig
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
@@ -90,7 +90,7 @@ def counts_of(
     """
     a = architecture
     full = isinstance(adapter, FullConfig)
-    fast = (a.by_hand if by_hand is None else by_hand) and type(adapter) is LoraConfig and not a.experts
+    fast = (a.by_hand if by_hand is None else by_hand) and type(adapter) in (LoraConfig, QaloraConfig) and not a.experts
     linears: Counter[tuple[str, int, int]] = Counter()
     codes = constants = 0
     for linear in a.linears:

@@ -2,6 +2,7 @@
 
     lora  A (r, I) and B (O, r); only B with freeze_lora_a
     dora  those, and a length for each row (O,)
+    qalora  A (r, I / group) and B (O, r)
     ia3   a factor for each output (O,), or for each input (I,) of the feed-forward modules
     vera  d (r,) and b (O,)
     miss  one matrix (r, O)
@@ -13,7 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from topcoat.adapters.settings import DoraConfig, Ia3Config, LoraConfig, MissConfig, TargetedConfig, VeraConfig
+from topcoat.adapters.settings import (
+    DoraConfig,
+    Ia3Config,
+    LoraConfig,
+    MissConfig,
+    QaloraConfig,
+    TargetedConfig,
+    VeraConfig,
+)
 from topcoat.errors import TopcoatError
 
 
@@ -24,6 +33,10 @@ def _lora(config: LoraConfig, path: str, out: int, inner: int) -> list[int]:
 
 def _dora(config: DoraConfig, path: str, out: int, inner: int) -> list[int]:
     return [*_lora(config, path, out, inner), out]
+
+
+def _qalora(config: QaloraConfig, path: str, out: int, inner: int) -> list[int]:
+    return _lora(config, path, out, inner // config.qalora_group_size)
 
 
 def _ia3(config: Ia3Config, path: str, out: int, inner: int) -> list[int]:
@@ -38,7 +51,14 @@ def _miss(config: MissConfig, path: str, out: int, inner: int) -> list[int]:
     return [config.r * out]
 
 
-SIZES: dict[str, Callable[..., list[int]]] = {"lora": _lora, "dora": _dora, "ia3": _ia3, "vera": _vera, "miss": _miss}
+SIZES: dict[str, Callable[..., list[int]]] = {
+    "lora": _lora,
+    "dora": _dora,
+    "qalora": _qalora,
+    "ia3": _ia3,
+    "vera": _vera,
+    "miss": _miss,
+}
 """Method -> (its settings, path, O, I) -> numbers of each tensor it trains there."""
 
 
