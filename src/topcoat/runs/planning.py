@@ -18,6 +18,7 @@ from topcoat.planning.devices import Device, device_in, find_device, parse_bytes
 from topcoat.planning.estimate import Estimate, estimate
 from topcoat.planning.machine import Machine, machine
 from topcoat.planning.model_files import find_architecture
+from topcoat.planning.possible import require_possible
 from topcoat.planning.request import Request
 from topcoat.planning.search import Candidate, Found, search
 from topcoat.planning.speed import Price, parse_price
@@ -91,6 +92,7 @@ def plan(
     asked = parse_price(price) if price else None
     limit = parse_bytes(budget) if budget else None
     architecture = find_architecture(recipe.model.path)
+    require_possible(architecture, recipe.adapter, recipe.model.quantization)
     facts = machine(ask_torch=False)
     named = None if device in ("auto", "cpu") else find_device(device)
     if asked and asked.per == "kWh" and named is None and not _gpu_for(recipe, device):
