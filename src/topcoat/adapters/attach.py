@@ -21,19 +21,21 @@ from topcoat.adapters.base import Adapter
 from topcoat.adapters.loftq import stored_as
 from topcoat.adapters.methods import METHODS
 from topcoat.adapters.patterns import chosen
+from topcoat.adapters.prompt_methods import PROMPTS
 from topcoat.adapters.saved_modules import modules_to_save
-from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, TargetedConfig
+from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, PromptConfig, TargetedConfig
 from topcoat.adapters.start import Start
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.adapters.token_rows import DELTA, TiedRows, TrainedRows, find_embedding
 from topcoat.adapters.trained_copy import TrainedCopy
+from topcoat.adapters.virtual_tokens import NAME, VirtualTokens, language_model
 from topcoat.errors import TopcoatError
 from topcoat.quant.linear import FrozenLinear
 
 
 @dataclass
 class Adapters:
-    """What `attach` put on `model`: the adapted linears and the modules trained whole, by path."""
+    """What `attach` put on `model`: the adapted linears and the modules trained whole, by path; or virtual tokens."""
 
     model: nn.Module
     config: AdapterConfig
@@ -43,6 +45,8 @@ class Adapters:
     """The embedding some rows of which train."""
     tied: dict[str, TrainedRows] = field(default_factory=dict)
     """The head that follows those rows."""
+    prompt: VirtualTokens | None = None
+    """The virtual tokens before every document; with them there is nothing else."""
     replaced: dict[str, nn.Module] = field(default_factory=dict)
     trained_before: list[nn.Parameter] = field(default_factory=list)
     """Parameters that wanted gradients before `attach` froze them; `detach` lets them train again."""
@@ -59,6 +63,8 @@ class Adapters:
             named |= {f"{path}.{name}": p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
         for path, module in self.copies.items():
             named |= {f"{path}.{name}": p for name, p in module.copy.named_parameters()}
+        if self.prompt is not None:
+            named |= {f"{NAME}.{name}": p for name, p in self.prompt.named_parameters()}
         return named | {f"{path}.{DELTA}": module.rows for path, module in self.rows.items()}
 
     def state(self) -> dict[str, Tensor]:
@@ -77,8 +83,14 @@ class Adapters:
         path, _, own = name.rpartition(".")
         return self.layers[path].rate_factor(own) if path in self.layers else 1.0
 
-    def _switchable(self) -> list[Adapter | TrainedCopy | TrainedRows]:
-        return [*self.layers.values(), *self.copies.values(), *self.rows.values()]
+    def _switchable(self) -> list[Adapter | TrainedCopy | TrainedRows | VirtualTokens]:
+        prompt = [] if self.prompt is None else [self.prompt]
+        return [*self.layers.values(), *self.copies.values(), *self.rows.values(), *prompt]
+
+    def require_weights(self, what: str) -> None:
+        """Raises TopcoatError where there is no change of weights that `what` (a merge, an export) could be made of."""
+        if self.prompt is not None:
+            raise no_weights(self.config.method, what)
 
     def count(self) -> int:
         """How many numbers train."""
@@ -123,6 +135,9 @@ class Adapters:
             _replace(self.model, path, module)
         for parameter in self.trained_before:
             parameter.requires_grad_(True)
+        if self.prompt is not None:
+            self.prompt.remove(language_model(self.model))
+            self.prompt = None
         self.layers, self.copies, self.rows, self.tied, self.replaced, self.trained_before = {}, {}, {}, {}, {}, []
         return self.model
 
@@ -134,21 +149,22 @@ def attach(
     *,
     originals: Callable[[str], Tensor] | None = None,
     rows: Iterable[Tensor] = (),
+    tokenize: Callable[[str], list[int]] | None = None,
 ) -> Adapters:
     """Freeze `model` and put `config`'s method on the linears it names; the start follows from `seed` and the path.
 
     `originals` (path -> the unrounded weight) is what init_lora_weights: loftq starts from; `rows`, each (1, T) token
-    ids, are what eva does.
+    ids, are what eva does; `tokenize` (text -> token ids) is what prompt_tuning_init: TEXT needs.
 
     Raises TopcoatError when a pattern matches nothing, a rank is above its matrix, or something is attached already;
     the model is then untouched.
     """
-    return place(model, config, Start(seed, originals, rows, model, adaptable_linears(model)))
+    return place(model, config, Start(seed, originals, rows, model, adaptable_linears(model), tokenize))
 
 
 def place(model: nn.Module, config: AdapterConfig, start: Start | None) -> Adapters:
     """As `attach`, from any `start`; without one the parameters wait for the tensors of a file."""
-    if any(isinstance(module, Adapter | TrainedCopy | TrainedRows) for module in model.modules()):
+    if any(isinstance(module, Adapter | TrainedCopy | TrainedRows | VirtualTokens) for module in model.modules()):
         raise TopcoatError(
             "the model already carries an adapter",
             fix="call detach() on it first, or load the base model again",
@@ -156,6 +172,9 @@ def place(model: nn.Module, config: AdapterConfig, start: Start | None) -> Adapt
     adapters = Adapters(model, config, trained_before=[p for p in model.parameters() if p.requires_grad])
     if isinstance(config, FullConfig):
         _train_everything(adapters)
+        return adapters
+    if isinstance(config, PromptConfig):
+        _add_tokens(adapters, config, start)
         return adapters
     if not isinstance(config, TargetedConfig):
         raise TypeError(f"{type(config).__name__} says nothing of where it goes")
@@ -179,6 +198,26 @@ def place(model: nn.Module, config: AdapterConfig, start: Start | None) -> Adapt
     if embedding is not None:
         _train_rows(adapters, *embedding)
     return adapters
+
+
+def _add_tokens(adapters: Adapters, config: PromptConfig, start: Start | None) -> None:
+    """Virtual tokens before every document of every forward."""
+    model = language_model(adapters.model)
+    prompt = PROMPTS[config.method](model, config, start)
+    prompt.to(model.device).train(model.training)
+    prompt.install(model)
+    for parameter in adapters.trained_before:
+        parameter.requires_grad_(False)
+    adapters.prompt = prompt
+
+
+def no_weights(method: str, what: str) -> TopcoatError:
+    """What to say where `what` needs a change of weights, and `method` adds tokens."""
+    return TopcoatError(
+        f"{method} adds virtual tokens before the text and changes no weight, so there is no {what}",
+        where="adapter.method",
+        fix="use the adapter folder as it is: topcoat chat and PEFT read it; or train with method: lora",
+    )
 
 
 def _train_rows(adapters: Adapters, path: str, tied: str | None) -> None:

@@ -24,7 +24,8 @@ from topcoat.adapters.attach import Adapters, place
 from topcoat.adapters.loftq import require_same_formats
 from topcoat.adapters.peft_config import CONFIG, peft_config, read_peft_config
 from topcoat.adapters.qalora import GROUP, from_peft, narrowed
-from topcoat.adapters.settings import LoraConfig, QaloraConfig, TargetedConfig
+from topcoat.adapters.settings import LoraConfig, PromptConfig, QaloraConfig, TargetedConfig
+from topcoat.adapters.virtual_tokens import NAME as VIRTUAL_TOKENS
 from topcoat.errors import Problem, Refused, TopcoatError
 from topcoat.files import write_file
 from topcoat.json_files import read_json_object
@@ -63,6 +64,8 @@ def adapter_tensors(adapters: Adapters) -> dict[str, Tensor]:
     for path, layer in adapters.layers.items():
         named |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in layer.stored().items()}
     named |= _beside(adapters) | _shared(adapters)
+    if adapters.prompt is not None:
+        named |= adapters.prompt.stored()
     return {name: named[name].detach().float().cpu().contiguous() for name in sorted(named)}
 
 
@@ -71,6 +74,8 @@ def _slots(adapters: Adapters) -> dict[str, Tensor]:
     slots: dict[str, Tensor] = {}
     for path, layer in adapters.layers.items():
         slots |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in layer.slots().items()}
+    if adapters.prompt is not None:
+        slots |= adapters.prompt.slots()
     return slots | _beside(adapters) | _shared(adapters)
 
 
@@ -81,7 +86,7 @@ def _shared(adapters: Adapters) -> dict[str, Tensor]:
 
 def _beside(adapters: Adapters) -> dict[str, Tensor]:
     """What trains beside the layers: whole modules and rows of the embedding."""
-    inside = tuple(f"{path}." for path in adapters.layers)
+    inside = tuple(f"{path}." for path in (*adapters.layers, VIRTUAL_TOKENS))
     return {f"{PREFIX}{n}": p for n, p in adapters.parameters().items() if not n.startswith(inside)}
 
 
@@ -107,8 +112,8 @@ def load_adapter(model: nn.Module, folder: Path, identity: Mapping[str, str] | N
 
 
 def _as_trained(
-    config: TargetedConfig, stored: dict[str, Tensor], folder: Path
-) -> tuple[TargetedConfig, dict[str, Tensor]]:
+    config: TargetedConfig | PromptConfig, stored: dict[str, Tensor], folder: Path
+) -> tuple[TargetedConfig | PromptConfig, dict[str, Tensor]]:
     """Settings and tensors of the file; of a QA-LoRA's plain LoRA as those of the QA-LoRA it was trained as."""
     if not isinstance(config, LoraConfig):
         return config, stored

@@ -199,6 +199,81 @@ def _pattern_of(patterns: Iterable[str], path: str) -> str:
     return next((pattern for pattern in patterns if re.fullmatch(rf"(.*\.)?({pattern})", path)), "")
 
 
+class PromptConfig(AdapterConfig):
+    """Settings of every method that adds tokens before the text and changes no weight; none of them can be merged."""
+
+    num_virtual_tokens: int = Field(20, ge=1)
+    """Virtual tokens before every example. Each takes a position of the context, and computes as a token does."""
+
+
+class PromptTuningConfig(PromptConfig):
+    """Prompt tuning (arXiv:2104.08691): input embeddings learned in front of the text."""
+
+    method: Literal["prompt_tuning"] = "prompt_tuning"
+    """Trains num_virtual_tokens * width numbers; wants about ten times LoRA's learning rate, and a large model."""
+    prompt_tuning_init: Literal["SAMPLE_VOCAB", "TEXT", "RANDOM"] = "SAMPLE_VOCAB"
+    """First values: embeddings of tokens drawn from the vocabulary, of prompt_tuning_init_text, or normal numbers."""
+    prompt_tuning_init_text: str | None = None
+    """With prompt_tuning_init: TEXT, the text; cut or repeated to num_virtual_tokens tokens."""
+
+    @model_validator(mode="after")
+    def _text_where_due(self) -> PromptTuningConfig:
+        if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
+            raise ValueError("prompt_tuning_init: TEXT and prompt_tuning_init_text go together; one of them is missing")
+        return self
+
+
+class PTuningConfig(PromptConfig):
+    """P-tuning (arXiv:2103.10385): prompt tuning whose embeddings come out of a small network while they train."""
+
+    method: Literal["p_tuning"] = "p_tuning"
+    """Saves num_virtual_tokens * width numbers, and trains the network besides."""
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
+    """The network: an MLP of three layers, or a bidirectional LSTM and an MLP of two."""
+    encoder_hidden_size: int | None = Field(None, ge=1)
+    """Inner width of the network. null takes the width of an embedding."""
+    encoder_num_layers: int = Field(2, ge=1)
+    """Layers of the LSTM; the MLP always has its three."""
+    encoder_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the numbers between the LSTM's layers zeroed while training."""
+
+    @model_validator(mode="after")
+    def _of_the_lstm(self) -> PTuningConfig:
+        if self.encoder_reparameterization_type == "MLP" and (self.encoder_num_layers != 2 or self.encoder_dropout):
+            raise ValueError("encoder_num_layers and encoder_dropout are the LSTM's; the MLP has three layers and none")
+        if self.encoder_dropout and self.encoder_num_layers == 1:
+            raise ValueError("encoder_dropout acts between layers of the LSTM, and encoder_num_layers is 1")
+        return self
+
+
+class PrefixTuningConfig(PromptConfig):
+    """Prefix tuning (arXiv:2101.00190): keys and values learned in front of the text's, in every layer."""
+
+    method: Literal["prefix_tuning"] = "prefix_tuning"
+    """Saves num_virtual_tokens * 2 * layers * key-value width numbers, and trains the network besides."""
+    prefix_projection: bool = True
+    """Let keys and values come out of an MLP while they train, as in the paper; false is p_tuning_v2."""
+    encoder_hidden_size: int | None = Field(None, ge=1)
+    """Inner width of the MLP; the paper takes 512. null takes the width of keys."""
+    init_weights: Literal["zero"] | None = None
+    """First keys and values without prefix_projection: normal numbers, or zero. Zero keys still dilute attention."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> PrefixTuningConfig:
+        if self.prefix_projection and self.init_weights:
+            raise ValueError("init_weights: zero needs prefix_projection: false; nothing reaches the MLP through zeros")
+        return self
+
+
+class PTuningV2Config(PromptConfig):
+    """P-tuning v2 (arXiv:2110.07602): a prefix in every layer, trained itself. As prefix_tuning without the MLP."""
+
+    method: Literal["p_tuning_v2"] = "p_tuning_v2"
+    """Trains num_virtual_tokens * 2 * layers * key-value width numbers; wants about ten times LoRA's learning rate."""
+    init_weights: Literal["zero"] | None = None
+    """First keys and values: normal numbers, or zero. Zero keys still dilute attention: no start is the base itself."""
+
+
 class FullConfig(AdapterConfig):
     """Full fine-tuning: every parameter trains, in fp32 masters with computation in the compute dtype."""
 
@@ -207,5 +282,5 @@ class FullConfig(AdapterConfig):
 
 
 Adapter = Annotated[
-    LoraConfig | DoraConfig | QaloraConfig | AdaloraConfig | IecConfig | Ia3Config | VeraConfig | MissConfig | FullConfig, Field(discriminator="method")
+    LoraConfig | DoraConfig | QaloraConfig | AdaloraConfig | IecConfig | Ia3Config | VeraConfig | MissConfig | PromptTuningConfig | PTuningConfig | PrefixTuningConfig | PTuningV2Config | FullConfig, Field(discriminator="method")
 ]

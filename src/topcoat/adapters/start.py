@@ -23,6 +23,8 @@ class Start:
     """The model that will be adapted, still as it was."""
     linears: Mapping[str, nn.Module] | None = None
     """Its linears, by path."""
+    tokenize: Callable[[str], list[int]] | None = None
+    """A text as token ids, as the model's tokenizer gives them."""
 
     def generator(self, path: str) -> torch.Generator:
         """Random numbers for one module: a function of the seed and its path, not of the order of modules."""
