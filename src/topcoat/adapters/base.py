@@ -73,6 +73,10 @@ class Adapter(nn.Module, ABC):
         """Tensors that all layers have in common and that the file holds once, by PEFT's name."""
         return {}
 
+    def as_lora(self) -> tuple[Tensor, Tensor] | None:
+        """A (R, I) and B (O, R) of the LoRA with scale 1 that computes the same; None where there is none."""
+        return None
+
     def low_rank(self) -> list[LowRank] | str:
         """This layer as terms scale * B A x beside its base, for the hand-written blocks; or why it is none."""
         return f"{type(self).__name__} is no sum of low-rank terms"

@@ -64,6 +64,6 @@ class Miss(Adapter):
         return self._dense(weight) + self.miss_block.float().T.repeat(1, copies)[:, : self.base.in_features]
 
     @torch.no_grad()
-    def as_lora(self) -> tuple[Tensor, Tensor]:
+    def as_lora(self) -> tuple[Tensor, Tensor] | None:
         """A (R, I) and B (O, R) of the LoRA with scale 1 that computes the same."""
         return self.pieces(torch.eye(self.base.in_features, device=self.base.device)).T, self.miss_block.float().T

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from topcoat.adapters.adalora_peft import read_adalora, write_adalora
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.ia3 import Ia3
 from topcoat.adapters.lora import Lora
@@ -53,6 +54,8 @@ class Kind:
     read: Callable[[Values], tuple[type[TargetedConfig], Values]]
     needs: tuple[str, ...]
     must_be: Mapping[str, tuple[Any, ...]]
+
+_ADALORA = _LORA | {"use_dora": (False, None), "use_qalora": (False, None), "trainable_token_indices": (None, [])}
 
 
 def peft_config(adapters: Adapters, base_name: str) -> Values:
@@ -261,11 +264,21 @@ def _read_miss(values: Values) -> tuple[type[TargetedConfig], Values]:
 
 KINDS: dict[str, Kind] = {
     "LORA": Kind(_write_lora, _read_lora, ("r", "lora_alpha"), _LORA),
+    "ADALORA": Kind(write_adalora, read_adalora, ("init_r", "target_r", "lora_alpha"), _ADALORA),
     "IA3": Kind(_write_ia3, _read_ia3, ("feedforward_modules",), _EVERYWHERE),
     "VERA": Kind(_write_vera, _read_vera, ("r",), _EVERYWHERE),
     "MISS": Kind(_write_miss, _read_miss, ("r",), _EVERYWHERE | {"init_weights": (True, False, None)}),
 }
 """What is read and written, by PEFT's name."""
 
-WRITTEN_AS = {"lora": "LORA", "dora": "LORA", "qalora": "LORA", "ia3": "IA3", "vera": "VERA", "miss": "MISS"}
+WRITTEN_AS = {
+    "lora": "LORA",
+    "dora": "LORA",
+    "qalora": "LORA",
+    "adalora": "ADALORA",
+    "iec": "LORA",
+    "ia3": "IA3",
+    "vera": "VERA",
+    "miss": "MISS",
+}
 """Our method -> PEFT's type."""

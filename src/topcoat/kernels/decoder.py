@@ -49,6 +49,7 @@ class Decoder:
         """x (T, D) -> (T, D), or only `rows` (N,) of it; gradients go to x and to `parameters`."""
         for block in self.blocks:
             for projection in block.projections:
+                projection.derive()
                 projection.refresh(x.dtype, x.device)
         parameters = self.parameters if batch.adapted else []
         training = torch.is_grad_enabled() and any(p.requires_grad for p in (x, *parameters))

@@ -3,6 +3,8 @@
     lora  A (r, I) and B (O, r); only B with freeze_lora_a
     dora  those, and a length for each row (O,)
     qalora  A (r, I / group) and B (O, r)
+    adalora  A (init_r, I), E (init_r,) and B (O, init_r)
+    iec   LoRA's, and two numbers
     ia3   a factor for each output (O,), or for each input (I,) of the feed-forward modules
     vera  d (r,) and b (O,)
     miss  one matrix (r, O)
@@ -15,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from topcoat.adapters.settings import (
+    AdaloraConfig,
     DoraConfig,
     Ia3Config,
+    IecConfig,
     LoraConfig,
     MissConfig,
     QaloraConfig,
@@ -39,6 +43,14 @@ def _qalora(config: QaloraConfig, path: str, out: int, inner: int) -> list[int]:
     return _lora(config, path, out, inner // config.qalora_group_size)
 
 
+def _adalora(config: AdaloraConfig, path: str, out: int, inner: int) -> list[int]:
+    return [config.init_r * inner, config.init_r, config.init_r * out]
+
+
+def _iec(config: IecConfig, path: str, out: int, inner: int) -> list[int]:
+    return [*_lora(config, path, out, inner), 1, 1]
+
+
 def _ia3(config: Ia3Config, path: str, out: int, inner: int) -> list[int]:
     return [inner if path.endswith(tuple(config.feedforward_modules)) else out]
 
@@ -55,6 +67,8 @@ SIZES: dict[str, Callable[..., list[int]]] = {
     "lora": _lora,
     "dora": _dora,
     "qalora": _qalora,
+    "adalora": _adalora,
+    "iec": _iec,
     "ia3": _ia3,
     "vera": _vera,
     "miss": _miss,

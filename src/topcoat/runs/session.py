@@ -35,6 +35,7 @@ from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.optimizers.choices import make_optimizer
 from topcoat.training.patience import save_with_patience
 from topcoat.training.signals import StopSignals
+from topcoat.training.step_rules import NoRule, StepRule, step_rule
 from topcoat.training.trackers import Tracker, trackers
 
 PROBES, PROBE_TOKENS = 8, 256  # held-out prompts kept for proofs; float32 logits of each are held at once
@@ -62,6 +63,7 @@ class Session:
     samples: MetricsLog
     trackers: list[Tracker]
     progress: Progress = field(default_factory=Progress)
+    rule: StepRule = field(default_factory=NoRule)
 
     def base_scores(self, listener: Listener) -> Scores:
         """Scores of the base before anything is trained; a resumed run reads those of its first start."""
@@ -105,12 +107,17 @@ class Session:
             memory=lambda: memory_bytes(self.base.device),
             stop=self.stop,
             progress=self.progress,
+            rule=self.rule,
         )
+
+        """Weights (K,) of the labels, where the recipe asks for them."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Parameters, moments, loss scale, progress and logs as they were when `checkpoint` was written."""
         checkpoint.read("adapter", self.adapters.state())
         checkpoint.read("optimizer", self.optimizer.state(), self.optimizer.release)
+        if self.rule.state():
+            checkpoint.read("rule", self.rule.state())
         self.optimizer.steps = checkpoint.state["optimizer_steps"]
         self.scale = LossScale(**checkpoint.state["loss_scale"])
         self.progress = Progress(**checkpoint.state["progress"])
@@ -127,6 +134,8 @@ class Session:
             "adapter": {name: p.detach() for name, p in self.adapters.state().items()},
             "optimizer": self.optimizer.state(),
         }
+        if self.rule.state():
+            tensors["rule"] = self.rule.state()
         state = {
             "progress": asdict(self.progress),
             "optimizer_steps": self.optimizer.steps,
@@ -175,6 +184,7 @@ def prepare(
     listener: Listener,
 ) -> Session:
     """Write what identifies the run (or check it, when it is continued) and make everything the loop needs."""
+    rule = step_rule(adapters, plan.steps.total)  # refuses before anything is written
     resumed = folder.receipt.exists() and folder.checkpoints.exists()
     now = receipt(recipe, base, data)
     if folder.receipt.exists():
@@ -211,6 +221,7 @@ def prepare(
         metrics=MetricsLog(folder.metrics),
         samples=MetricsLog(folder.samples),
         trackers=trackers(recipe.train.report_to, folder.path, listener.say),
+        rule=rule,
     )
     if not (resumed and _resume(session, listener)):
         session.metrics.truncate(0)

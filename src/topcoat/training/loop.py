@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.rng import private_randomness, seed_micro_batch
 from topcoat.training.schedule import learning_rate, warmup_steps
 from topcoat.training.settings import TrainSettings
+from topcoat.training.step_rules import NoRule, StepRule
 
 
 class Steps(Protocol):
@@ -98,6 +100,8 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     say: Callable[[str], None] = lambda text: None
     """One line of news."""
+    rule: StepRule = field(default_factory=NoRule)
+    """What the method does in each step beside the update."""
     probed: bool = False
     """The largest micro batch has been computed already."""
 
@@ -149,18 +153,21 @@ def _one_step(run: Training, guard: FiniteGuard) -> None:
     tokens = sum(batch.n_tokens for batch in batches)
     if targets == 0:  # nothing to learn from: 0 / 0 would be NaN (pitfall P02)
         run.progress.skipped_steps += 1
+        run.rule.after_update(step + 1, None)
         return
     loss, suspect = within_memory(
         run, batches, lambda: run.steps.micro_batches(step), lambda batches: _gradients(run, step, batches, targets)
     )
+    penalty = _add_penalty(run)
     norm = run.optimizer.clip(run.settings.max_grad_norm, run.scale.value)
     warmup = warmup_steps(run.settings, total)
     rate = learning_rate(step, total, warmup, run.peak_learning_rate, run.settings.lr_scheduler_type)
     if _may_update(run, guard, step, loss, norm, suspect):
-        run.optimizer.step(rate)
+        run.optimizer.step(rate, partial(run.rule.after_update, step + 1))
     else:
         run.progress.skipped_steps += 1
         run.optimizer.zero_grad()
+        run.rule.after_update(step + 1, None)
     seconds = time.perf_counter() - began
     run.progress.elapsed_s += seconds
     run.progress.tokens += tokens
@@ -176,6 +183,8 @@ def _one_step(run: Training, guard: FiniteGuard) -> None:
             "tokens_per_s": tokens / seconds,
             "memory_bytes": run.memory(),
             "elapsed_s": run.progress.elapsed_s,
+            **penalty,
+            **run.rule.figures(step + 1),
         }
     )
 
@@ -191,6 +200,15 @@ def _gradients(run: Training, step: int, batches: Sequence[Batch], targets: int)
             suspect = batch  # the first that went wrong
         loss += float(micro_loss.detach()) / targets
     return loss, suspect
+
+
+def _add_penalty(run: Training) -> dict[str, float]:
+    """Add the gradient of the rule's penalty, if it has one, to that of the step's mean loss; its figure."""
+    penalty = run.rule.penalty()
+    if penalty is None:
+        return {}
+    (penalty * run.scale.value).backward()
+    return {"penalty": float(penalty.detach())}
 
 
 def _may_update(run: Training, guard: FiniteGuard, step: int, loss: float, norm: float, suspect: Batch) -> bool:
@@ -231,6 +249,8 @@ def _evaluate(run: Training) -> bool:
     if loss is None:
         return False
     run.record({"step": progress.step, "validation_loss": loss})
+    if not run.rule.settled(progress.step):
+        return False  # neither a result nor a reason to stop
     if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
         progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
         return True

@@ -7,7 +7,7 @@ They exist from the start: the first step allocates nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,14 @@ class Optimizer(ABC):
         return self.trained.parameters
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update every parameter from its gradient, then forget the gradients."""
+    def step(self, learning_rate: float, after_update: Callable[[float], None] = lambda factor: None) -> None:
+        """Update every parameter from its gradient, then forget the gradients.
+
+        In between, `after_update` is told the factor: factor * `.grad` is the gradient of this update.
+        """
         self.steps += 1
         self._update(learning_rate, self._factor)
+        after_update(self._factor)
         self.zero_grad()
 
     def zero_grad(self) -> None:
