@@ -49,7 +49,7 @@ def test_a_native_architecture_loads_and_its_auto_map_is_not_run(tmp_path):
         ({"model_type": "mystery"}, "transformers has no architecture 'mystery'"),
         ({"model_type": None}, "names no model_type"),
         ({"model_type": "t5"}, "t5 is not a causal language model"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized by another tool \(gptq\)"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, r"quantized by another tool \(aqlm\)"),
         ({"vision_config": {}}, "is a multimodal model"),
         ({"hidden_size": "many"}, "the model config is not valid"),
     ],

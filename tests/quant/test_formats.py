@@ -9,7 +9,16 @@ from topcoat.errors import TopcoatError
 from topcoat.quant.base import QuantizedWeight
 from topcoat.quant.formats import FORMATS, make_format
 from topcoat.quant.linear import FrozenLinear
-from topcoat.quant.settings import DenseConfig, Fp4Config, GgufConfig, Int8Config, IntConfig, Nf4Config, Nf4IcqConfig
+from topcoat.quant.settings import (
+    DenseConfig,
+    Fp4Config,
+    GgufConfig,
+    GptqConfig,
+    Int8Config,
+    IntConfig,
+    Nf4Config,
+    Nf4IcqConfig,
+)
 
 CONFIGS = [
     DenseConfig(format="bf16"),
@@ -37,6 +46,10 @@ CONFIGS = [
     GgufConfig(type="Q5_0"),
     GgufConfig(type="Q5_1"),
     GgufConfig(type="Q8_0"),
+    GptqConfig(group_size=32),
+    GptqConfig(bits=3, group_size=-1),
+    GptqConfig(bits=2, group_size=16),
+    GptqConfig(bits=8, group_size=32),
 ]
 SHAPES = [(24, 64), (7, 33), (1, 1), (5, 130), (64, 1), (3, 1056)]
 # Largest error of one weight, relative to the largest weight of its block or row: half the widest gap between codes.
@@ -57,10 +70,14 @@ TOLERANCE |= {f"int{bits}": 1.02 / (2**bits - 1) for bits in (2, 3, 4)}
 
 def has_half_scales(format):
     config = format.config
-    return isinstance(config, GgufConfig) or (isinstance(config, IntConfig) and config.scale_dtype == "fp16")
+    return isinstance(config, GgufConfig | GptqConfig) or (
+        isinstance(config, IntConfig) and config.scale_dtype == "fp16"
+    )
 
 
 def tolerance(config):
+    if isinstance(config, GptqConfig):  # half a step of a range of twice the largest weight, and the zero's rounding
+        return 2.02 / (2**config.bits - 1)
     if isinstance(config, GgufConfig):  # Q4_0 and Q5_0 end one step short of their largest weight, mirrored
         return {"Q4_0": 0.126, "Q4_1": 0.068, "Q5_0": 0.0627, "Q5_1": 0.033, "Q8_0": 0.0045}[config.type]
     if isinstance(config, IntConfig) and config.rounding != "nearest":  # they give up large weights for the rest
@@ -94,8 +111,11 @@ def test_a_weight_comes_back_within_its_tolerance(format, weight):
 def test_quantizing_twice_is_quantizing_once(format, weight):
     once = format.quantize(weight)
     twice = format.quantize(format.dequantize(once, torch.float32))
-    if "icq" in (format.config.format.removeprefix("nf4-"), getattr(format.config, "rounding", None)):
-        # what tells the most about rounded weights is found anew, and may be another scale or centre
+    if "icq" in (format.config.format.removeprefix("nf4-"), getattr(format.config, "rounding", None)) or (
+        format.config.format == "gptq" and format.config.bits == 8
+    ):
+        # what tells the most about rounded weights is found anew, and may be another scale or centre; 255 steps of a
+        # scale rounded to float16 may end a code short of the range
         a, b = format.dequantize(once, torch.float32), format.dequantize(twice, torch.float32)
         assert (b - a).abs().max() <= tolerance(format.config) * a.abs().max()
         return
@@ -106,7 +126,7 @@ def test_quantizing_twice_is_quantizing_once(format, weight):
     spread = 0.02 if "offset" in once.tensors else 2**-22
     a, b = format.dequantize(once, torch.float32), format.dequantize(twice, torch.float32)
     nearly = (
-        2**-20 * float(a.abs().max()) if isinstance(format.config, IntConfig | GgufConfig) else 0
+        2**-20 * float(a.abs().max()) if isinstance(format.config, IntConfig | GgufConfig | GptqConfig) else 0
     )  # scale * code + low cancels
     torch.testing.assert_close(b, a, rtol=spread, atol=nearly)
 

@@ -9,61 +9,36 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from topcoat.errors import TopcoatError
+from topcoat.model.joined import JoinedTensor, broken, take_parts, total_bytes
 from topcoat.model.source import StoredTensor
 from topcoat.quant.base import QuantizedWeight
-from topcoat.quant.formats import make_format
-from topcoat.quant.settings import Fp4Config, Int8Config, Nf4Config, QuantConfig
+from topcoat.quant.settings import Fp4Config, Int8Config, Nf4Config
 
 _STATE = ".quant_state.bitsandbytes__"
 _FOUR_BIT = {"nf4": Nf4Config, "fp4": Fp4Config}
 _NESTED_BLOCK = 256
+TOOL = "bitsandbytes"
 
 
 @dataclass(frozen=True)
-class BitsandbytesTensor(StoredTensor):
+class BitsandbytesTensor(JoinedTensor):
     """One quantized linear of the file."""
 
-    name: str
-    stored_dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    n_bytes: int
-    parts: dict[str, StoredTensor]
-    """By the names of QuantizedWeight.tensors."""
-    config: QuantConfig
     offset: float | None = None
     """The mean of the scales, with double quantization; it stands in the JSON."""
 
-    def raw(self) -> Tensor:
-        return torch.cat([part.raw() for part in self.parts.values()])
-
-    def decode(self, raw: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return make_format(self.config).dequantize(self._weight(raw), dtype or torch.float32)
-
-    def packed(self, raw: Tensor, wanted: QuantConfig) -> QuantizedWeight | None:
-        """The codes as they lie, if `wanted` is the file's format with the file's settings."""
-        same = wanted.model_copy(update={"overrides": {}}) == self.config
-        return self._weight(raw) if same else None
-
-    def _weight(self, raw: Tensor) -> QuantizedWeight:
-        tensors = {}
-        for (key, part), own in zip(
-            self.parts.items(), raw.split([p.n_bytes for p in self.parts.values()]), strict=True
-        ):
-            dtype = {"U8": torch.uint8, "I8": torch.int8, "F32": torch.float32}[part.stored_dtype]
-            tensors[key] = own.clone().view(dtype)
+    def weight(self, raw: Tensor) -> QuantizedWeight:
+        tensors = self.pieces(raw)
         if self.offset is not None:
             tensors["offset"] = torch.tensor(self.offset, dtype=torch.float32)
         rows, columns = self.shape
         if isinstance(self.config, Int8Config):
-            tensors["codes"] = tensors["codes"].view(rows, columns)
             return QuantizedWeight("int8", (rows, columns), tensors)
+        tensors["codes"] = tensors["codes"].view(-1)
         size = float(self.config.model_dump()["block_size"])
         return QuantizedWeight(self.config.format, (rows, columns), tensors, {"block_size": size})
 
@@ -98,48 +73,28 @@ def _four_bit(name: str, kind: str, state: StoredTensor, by_name: dict[str, Stor
         offset = float(facts["nested_offset"]) if nested else None
         other = nested and int(facts["nested_blocksize"]) != _NESTED_BLOCK
     except (ValueError, KeyError, TypeError) as error:
-        raise _broken(name, state.file, f"its quant_state is not bitsandbytes' ({error})") from error
+        raise broken(name, state.file, TOOL, f"its quant_state is not bitsandbytes' ({error})") from error
     count = shape[0] * shape[1] if len(shape) == 2 and min(shape) > 0 else 0
     blocks = -(-count // config.block_size)
-    wanted = {"codes": (name, "U8", (count + 1) // 2), "absmax": (f"{name}.absmax", "U8" if nested else "F32", blocks)}
+    wanted: dict[str, tuple[str, tuple[str, ...], tuple[int, ...] | int]] = {
+        "codes": (name, ("U8",), (count + 1) // 2),
+        "absmax": (f"{name}.absmax", ("U8" if nested else "F32",), blocks),
+    }
     if nested:
-        wanted["nested_absmax"] = (f"{name}.nested_absmax", "F32", -(-blocks // _NESTED_BLOCK))
+        wanted["nested_absmax"] = (f"{name}.nested_absmax", ("F32",), -(-blocks // _NESTED_BLOCK))
     if other or not count:
-        raise _broken(name, state.file, "its nested blocks or its shape are not ones that bitsandbytes writes")
-    parts = _parts(name, state.file, wanted, by_name)
-    return BitsandbytesTensor(name, kind.upper(), shape, state.file, _bytes(parts), parts, config, offset)
+        raise broken(name, state.file, TOOL, "its nested blocks or its shape are not ones that bitsandbytes writes")
+    parts = take_parts(name, state.file, wanted, by_name, TOOL)
+    return BitsandbytesTensor(name, kind.upper(), shape, state.file, total_bytes(parts), parts, config, offset)
 
 
 def _int8(path: str, by_name: dict[str, StoredTensor]) -> BitsandbytesTensor:
     scales, name = by_name[f"{path}.SCB"], f"{path}.weight"
     shape = by_name[name].shape if name in by_name else (0, 0)
     count = torch.Size(shape).numel()
-    wanted = {"codes": (name, "I8", count), "absmax": (f"{path}.SCB", "F32", shape[0])}
-    parts = _parts(name, scales.file, wanted, by_name)
-    return BitsandbytesTensor(name, "INT8", shape, scales.file, _bytes(parts), parts, Int8Config())
-
-
-def _parts(
-    name: str, file: Path, wanted: dict[str, tuple[str, str, int]], by_name: dict[str, StoredTensor]
-) -> dict[str, StoredTensor]:
-    """The tensors of one linear, by our names; `wanted` has their names, dtypes and counts in the file."""
-    parts = {}
-    for key, (stored, dtype, count) in wanted.items():
-        part = by_name.get(stored)
-        if part is None or part.stored_dtype != dtype or torch.Size(part.shape).numel() != count:
-            found = "not there" if part is None else f"{part.stored_dtype} {list(part.shape)}"
-            raise _broken(name, file, f"{stored} is {found}, and should be {count} of {dtype}")
-        parts[key] = part
-    return parts
-
-
-def _bytes(parts: dict[str, StoredTensor]) -> int:
-    return sum(part.n_bytes for part in parts.values())
-
-
-def _broken(name: str, file: Path, what: str) -> TopcoatError:
-    return TopcoatError(
-        f"tensor {name} was quantized by bitsandbytes, but {what}",
-        where=str(file),
-        fix="fetch the checkpoint again, or give the original one; model.quantization quantizes it while it loads",
-    )
+    wanted: dict[str, tuple[str, tuple[str, ...], tuple[int, ...] | int]] = {
+        "codes": (name, ("I8",), count),
+        "absmax": (f"{path}.SCB", ("F32",), shape[0]),
+    }
+    parts = take_parts(name, scales.file, wanted, by_name, TOOL)
+    return BitsandbytesTensor(name, "INT8", shape, scales.file, total_bytes(parts), parts, Int8Config())

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, Pretrained
 
 from topcoat.errors import TopcoatError
 from topcoat.json_files import read_json_object
+from topcoat.model.quantized_tensors import check_quantization
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 _MOST_LAYERS = 10_000
@@ -54,14 +55,8 @@ def _check_kind(file: Path, facts: dict[str, Any]) -> None:
             where=str(file),
             fix="if it is new, upgrade transformers",
         )
-    quantized = facts.get("quantization_config")
-    if quantized and not (isinstance(quantized, dict) and quantized.get("quant_method") == "bitsandbytes"):
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
-        raise TopcoatError(
-            f"this checkpoint was quantized by another tool ({str(method)[:60]}), which is not supported",
-            where=str(file),
-            fix="give the original checkpoint; model.quantization quantizes it while it loads",
-        )
+    if facts.get("quantization_config"):
+        check_quantization(facts["quantization_config"], str(file))
     several = [key for key in _SEVERAL_SENSES if key in facts]
     if several:
         raise TopcoatError(

@@ -8,7 +8,7 @@ tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,9 +22,11 @@ from topcoat.model.skeleton import parameter_groups
 from topcoat.model.source import Source, StoredTensor, as_bytes
 from topcoat.quant.base import QuantFormat, QuantizedWeight
 from topcoat.quant.dense import DTYPES
+from topcoat.quant.embedding import FrozenEmbedding
+from topcoat.quant.formats import make_format
 from topcoat.quant.linear import FrozenLinear
-from topcoat.quant.overrides import formats_by_path
-from topcoat.quant.settings import QuantConfig
+from topcoat.quant.overrides import formats_by_path, override_of
+from topcoat.quant.settings import QuantConfig, StoredConfig
 
 # Caches and masks that old files carry and current models compute: never weights.
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$|\.attn\.(masked_)?bias$")
@@ -43,14 +45,25 @@ class _Place:
     """A tied parameter that an earlier tensor of the file has filled already."""
 
 
-def fill(model: PreTrainedModel, source: Source, config: QuantConfig, dtype: torch.dtype, device: torch.device) -> str:
+def fill(
+    model: PreTrainedModel,
+    source: Source,
+    config: QuantConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    rounded: Mapping[str, StoredTensor] | None = None,
+) -> str:
     """Fill `model` from `source`: linears inside the blocks become FrozenLinear as `config` says, the rest is dense.
 
-    Returns the SHA-256 of the checkpoint's tensors. Raises TopcoatError listing everything that does not fit.
+    `rounded` has weights that were quantized before, by calibration, under the parameters' names: they are taken as
+    they lie, and the checkpoint's own are only hashed. Returns the SHA-256 of the checkpoint's tensors. Raises
+    TopcoatError listing everything that does not fit.
     """
-    linears = block_linears(model)
-    formats = formats_of(linears, config)
+    outside = named_outside(model, config)
+    linears = {**block_linears(model), **outside}
     places = match_all(model, source)
+    formats = formats_of(linears, config, places)
+    rounded = rounded or {}
     hasher = TensorHasher()
     digests: dict[str, str] = {}
     weights: dict[str, QuantizedWeight] = {}
@@ -63,14 +76,22 @@ def fill(model: PreTrainedModel, source: Source, config: QuantConfig, dtype: tor
             hasher.forget(key)
             _check_copy(place, digest.result(), digests[own])
         elif own.removesuffix(".weight") in linears and own.endswith(".weight"):
-            weights[own] = _quantize(place.stored, raw, formats[own.removesuffix(".weight")], device)
+            format, ready = formats[own.removesuffix(".weight")], rounded.get(own)
+            if ready is None:
+                weights[own] = _quantize(place.stored, raw, format, device)
+            else:
+                weights[own] = _quantize(ready, ready.raw(), format, device)
         else:
             _assign(model, place, _dense(place.stored, raw, dtype).to(device))
         digests.setdefault(own, digest.result())
         del raw
-    for name, linear in linears.items():
-        bias = None if linear.bias is None else linear.bias.data
-        frozen = FrozenLinear(weights.pop(f"{name}.weight"), formats[name], bias, dtype)
+    owner = {name: place.names[0] for place in places for name in place.names}
+    for name, module in linears.items():
+        weight = weights[owner[f"{name}.weight"]]  # a tied head and embedding share theirs
+        if isinstance(module, nn.Embedding):
+            frozen: nn.Module = FrozenEmbedding(weight, formats[name], dtype)
+        else:
+            frozen = FrozenLinear(weight, formats[name], None if module.bias is None else module.bias.data, dtype)
         model.set_submodule(name, frozen.eval())
     return hasher.digest()
 
@@ -82,13 +103,54 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: module for name, module in found if isinstance(module, nn.Linear)}
 
 
-def formats_of(linears: Mapping[str, nn.Linear], config: QuantConfig) -> dict[str, QuantFormat]:
-    """Path -> the format of each linear. Raises TopcoatError naming the linears whose shape does not fit theirs."""
-    formats = formats_by_path(config, linears)
+def named_outside(model: PreTrainedModel, config: QuantConfig) -> dict[str, nn.Linear | nn.Embedding]:
+    """Path -> head or embedding, where an override of `config` asks for it by its own name.
+
+    Raises TopcoatError where the two are one weight and only one is named, or they would be stored in two ways.
+    """
+    family = family_of(model)
+    paths = [path for path in (family.embedding, family.head) if path]
+    modules = {path: model.get_submodule(path) for path in paths}
+    asked = {path: override_of(config, path) for path in paths}
+    if len(paths) == 2 and modules[paths[0]].weight is modules[paths[1]].weight and asked[paths[0]] != asked[paths[1]]:
+        raise TopcoatError(
+            f"{' and '.join(paths)} are one weight in this model (tie_word_embeddings), and the overrides store them "
+            "in two ways",
+            where="model.quantization.overrides",
+            fix=f"name both with one format, or neither: {paths[0].rsplit('.')[-1]} and {paths[1].rsplit('.')[-1]}",
+        )
+    found: dict[str, nn.Linear | nn.Embedding] = {}
+    for path, module in modules.items():
+        if asked[path] is None:
+            continue
+        if type(module) not in (nn.Linear, nn.Embedding):  # Gemma 3's embedding multiplies what it looks up
+            raise TopcoatError(
+                f"{path} is a {type(module).__name__}, which does more than multiply or look up, and stays as it is",
+                where="model.quantization.overrides",
+                fix="leave it out of the overrides",
+            )
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        found[path] = module
+    return found
+
+
+def formats_of(
+    linears: Mapping[str, nn.Linear | nn.Embedding], config: QuantConfig, places: Sequence[_Place] = ()
+) -> dict[str, QuantFormat]:
+    """Path -> the format of each linear; `stored` is what its tensor among `places` has.
+
+    Raises TopcoatError naming the linears whose shape does not fit theirs.
+    """
+    formats = formats_by_path(config, linears, {path for path in linears if override_of(config, path) is not None})
+    forms = {name: place.stored.form() for place in places for name in place.names}
+    made: dict[str, QuantFormat] = {}
     refused: dict[Problem, list[str]] = {}
-    for path, linear in linears.items():
+    for path, module in linears.items():
+        form = forms.get(f"{path}.weight")
+        if isinstance(formats[path].config, StoredConfig) and form is not None:
+            formats[path] = made.setdefault(form.model_dump_json(), make_format(form))
         try:
-            formats[path].check_shape(linear.out_features, linear.in_features)
+            formats[path].check_shape(*module.weight.shape)
         except TopcoatError as error:
             refused.setdefault(error.problems[0], []).append(path)
     if refused:
@@ -109,7 +171,7 @@ def match_all(model: PreTrainedModel, source: Source) -> list[_Place]:
     for stored in source.tensors():
         name = _match(stored.name, shapes, model.base_model_prefix)
         if name is None:
-            if not _is_harmless(stored.name, model):
+            if not (_is_harmless(stored.name, model) or _is_zero_bias(stored, shapes, source)):
                 unknown.append(stored.name)
         elif stored.shape != shapes[name]:
             problems.append(_wrong_shape(stored, shapes[name]))
@@ -137,6 +199,14 @@ def _match(name: str, known: dict[str, tuple[int, ...]], prefix: str) -> str | N
 def _is_harmless(name: str, model: PreTrainedModel) -> bool:
     ignored = model._keys_to_ignore_on_load_unexpected or ()
     return bool(_HARMLESS.search(name)) or any(re.search(pattern, name) for pattern in ignored)
+
+
+def _is_zero_bias(stored: StoredTensor, shapes: Mapping[str, tuple[int, ...]], source: Source) -> bool:
+    """Whether this is a bias of zeros that AutoGPTQ gave to a linear which has none."""
+    path = stored.name.removesuffix(".bias")
+    if path == stored.name or f"{path}.weight" not in shapes or not source.config_facts().get("quantization_config"):
+        return False
+    return not bool(stored.read().count_nonzero())
 
 
 def _fingerprint_name(name: str) -> str:

@@ -60,6 +60,9 @@ class GgufTensor(StoredTensor):
             return self._restored(self._dequantized(raw, dtype or torch.float32), dtype)
         return self._restored(raw.view(own).view(self.shape), dtype or own)
 
+    def form(self) -> QuantConfig:
+        return GgufConfig()
+
     def packed(self, raw: Tensor, wanted: QuantConfig) -> QuantizedWeight | None:
         """The blocks as they lie, rows in transformers' order; plain floats as they are."""
         is_stored = isinstance(wanted, GgufConfig) and wanted.type == "stored"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from topcoat.model.families import FAMILIES, logit_softcap
+from topcoat.quant.linear import FrozenLinear
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ def plain_head(model: PreTrainedModel) -> Head | None:
     if family is None:
         return None
     linear = model.get_submodule(family.head)
-    weight = linear.weight
+    if isinstance(linear, FrozenLinear) and linear.format.quantized:  # rebuilt for this one loss, then forgotten
+        weight: Tensor | nn.Module = linear.dense_weight(linear.compute_dtype)
+    else:
+        weight = linear.weight
     if getattr(linear, "bias", None) is not None or not isinstance(weight, Tensor):
         return None
     return Head(model.get_submodule(family.decoder), weight, logit_softcap(model.config))

@@ -24,6 +24,7 @@ from topcoat.model.attention import NAME, register
 from topcoat.model.families import FAMILIES, attention_softcap
 from topcoat.model.fill import fill
 from topcoat.model.identity import Identity, hash_config, hash_text, hash_tokenizer
+from topcoat.model.rounded import open_rounded
 from topcoat.model.settings import ModelSettings
 from topcoat.model.skeleton import build_skeleton, check_sizes
 from topcoat.model.source import Source, open_source
@@ -64,8 +65,8 @@ def context_length(config: PretrainedConfig) -> int:
     return getattr(config, "max_position_embeddings", None) or 1 << 30
 
 
-def load_model(settings: ModelSettings) -> Base:
-    """The base model that `settings` describe.
+def load_model(settings: ModelSettings, rounded: Path | None = None) -> Base:
+    """The base model that `settings` describe; `rounded` is the folder of weights that calibration made of it.
 
     Raises TopcoatError for a checkpoint, a device or a dtype that cannot be used.
     """
@@ -78,7 +79,7 @@ def load_model(settings: ModelSettings) -> Base:
     set_chat_template(tokenizer, settings.chat_template)
     model = build_skeleton(source.config, dtype, resolve_attention(settings, source.config))
     check_vocabulary(tokenizer, embedding_rows(model), str(source.path))
-    base = fill(model, source, stored, dtype, device)
+    base = fill(model, source, stored, dtype, device, open_rounded(rounded, stored))
     model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to in a decorator mypy cannot see through
     _set_generation(model, source)
     identity = Identity(
@@ -94,9 +95,9 @@ def load_model(settings: ModelSettings) -> Base:
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """V, the rows of the input embedding; may be more than the tokenizer has tokens."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[0]
+    rows = model.get_input_embeddings().num_embeddings
+    assert isinstance(rows, int)
+    return rows
 
 
 def resolve_device(name: str) -> torch.device:

@@ -21,10 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from topcoat.errors import TopcoatError
 from topcoat.json_files import loads, read_json_object
-from topcoat.model.bitsandbytes_tensors import join_quantized
 from topcoat.model.config_json import read_config
+from topcoat.model.quantized_tensors import JOINS
 from topcoat.model.source import License, Source, StoredTensor, read_exactly, truncated
 from topcoat.model.tokenizers import TOKENIZER_FILES, load_tokenizer
+from topcoat.quant.dense import NAMES
+from topcoat.quant.settings import DenseConfig, QuantConfig
 
 HEADER_CAP = 100_000_000
 """Bytes; the safetensors format sets the same bound."""
@@ -51,6 +53,9 @@ class SafeTensor(StoredTensor):
         with open(self.file, "rb", buffering=0) as file:
             return read_exactly(file, self.file, self.offset, self.n_bytes, f"tensor {self.name}")
 
+    def form(self) -> QuantConfig:
+        return DenseConfig(format=NAMES.get(_DTYPES.get(self.stored_dtype, torch.float32), "fp32"))  # type: ignore[arg-type]
+
     def decode(self, raw: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         own = _DTYPES.get(self.stored_dtype)
         if own is None:
@@ -75,23 +80,12 @@ class DirectorySource(Source):
 
     @cached_property
     def _tensors(self) -> list[SafeTensor]:
-        listed = _weight_files(self.path)
-        tensors: dict[str, SafeTensor] = {}
-        for file in listed:
-            for tensor in read_header(file):
-                if tensor.name in tensors:
-                    raise TopcoatError(
-                        f"tensor {tensor.name} is in two files: {tensors[tensor.name].file.name} and {file.name}",
-                        where=str(self.path),
-                        fix="remove the file that does not belong to this checkpoint",
-                    )
-                tensors[tensor.name] = tensor
-        _check_index(self.path, tensors)
-        return list(tensors.values())
+        return read_folder(self.path)
 
     @cached_property
     def _joined(self) -> list[StoredTensor]:
-        return join_quantized(self._tensors) if self._facts.get("quantization_config") else list(self._tensors)
+        quantized = self._facts.get("quantization_config")
+        return JOINS[quantized["quant_method"]](self._tensors, quantized) if quantized else list(self._tensors)
 
     def tensors(self) -> Sequence[StoredTensor]:
         return self._joined
@@ -106,6 +100,22 @@ class DirectorySource(Source):
     def files_to_copy(self) -> list[Path]:
         names = [*TOKENIZER_FILES, "generation_config.json"]
         return [self.path / name for name in names if (self.path / name).is_file()] + list(self.license.files)
+
+
+def read_folder(path: Path) -> list[SafeTensor]:
+    """The tensors of all safetensors files of a directory. Raises TopcoatError for files missing or at odds."""
+    tensors: dict[str, SafeTensor] = {}
+    for file in _weight_files(path):
+        for tensor in read_header(file):
+            if tensor.name in tensors:
+                raise TopcoatError(
+                    f"tensor {tensor.name} is in two files: {tensors[tensor.name].file.name} and {file.name}",
+                    where=str(path),
+                    fix="remove the file that does not belong to this checkpoint",
+                )
+            tensors[tensor.name] = tensor
+    _check_index(path, tensors)
+    return list(tensors.values())
 
 
 def _weight_files(folder: Path) -> list[Path]:

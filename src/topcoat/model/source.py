@@ -47,6 +47,10 @@ class StoredTensor(ABC):
         """The weight of `raw` as the number format `wanted` stores it, where the file has that already; else None."""
         return None
 
+    @abstractmethod
+    def form(self) -> QuantConfig:
+        """The number format that keeps this tensor as the file has it."""
+
     def read(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor, read from disk now."""
         return self.decode(self.raw(), dtype)

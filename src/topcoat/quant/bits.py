@@ -1,4 +1,4 @@
-"""Codes of 2, 3 or 4 bits side by side: the first code lies in the lowest bits.
+"""Codes of 2, 3, 4 or 8 bits side by side: the first code lies in the lowest bits.
 
 4 bits: two codes to a byte; 2 bits: four; 3 bits: eight codes to three bytes, a little-endian number of 24 bits.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CODES = {2: 4, 3: 8, 4: 2}
+CODES = {2: 4, 3: 8, 4: 2, 8: 1}
 """Bits -> codes that fill whole bytes together."""
 
 
@@ -24,6 +24,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, bits: int) -> Tensor:
     """(..., N * bits / 8) uint8 -> codes (..., N) uint8."""
+    if bits == 8:
+        return packed
     if bits == 4:
         return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
     if bits == 2:

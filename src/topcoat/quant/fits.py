@@ -16,6 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from topcoat.errors import TopcoatError
+
 HQQ_NORM = 0.7
 HQQ_BETA, HQQ_GROWTH, HQQ_STEPS = 10.0, 1.01, 20
 ICQ_FACTORS = 21
@@ -79,5 +81,15 @@ def entropy(codes: Tensor, bits: int) -> Tensor:
     return -torch.xlogy(share, share).sum(-1) / torch.log(torch.tensor(2.0))
 
 
-FITS: dict[str, Fit] = {"nearest": by_range, "hqq": half_quadratic, "icq": most_entropy}
-"""By the name in the settings."""
+def require_no_rows(rounding: str) -> None:
+    """Raises TopcoatError for a rounding that needs activations, where only the weight is at hand."""
+    if rounding == "gptq":
+        raise TopcoatError(
+            "rounding gptq looks at activations, and here is the weight alone",
+            where="model.quantization.rounding",
+            fix="train from a recipe, which calibrates on its rows; or topcoat quantize --calibrate ROWS",
+        )
+
+
+FITS: dict[str, Fit] = {"nearest": by_range, "hqq": half_quadratic, "icq": most_entropy, "gptq": by_range}
+"""By the name in the settings; gptq differs in how codes are chosen (gptq.py), not in scale and low."""

@@ -6,12 +6,14 @@ from topcoat.quant.base import QuantFormat
 from topcoat.quant.dense import Dense
 from topcoat.quant.fp4 import Fp4
 from topcoat.quant.gguf_blocks import GgufBlocks
+from topcoat.quant.gptq_integers import GptqIntegers
 from topcoat.quant.grouped import Grouped
 from topcoat.quant.icq import Nf4Icq
 from topcoat.quant.int8 import Int8
 from topcoat.quant.nf4 import Nf4
 from topcoat.quant.plugins import load_plugin
-from topcoat.quant.settings import PluginConfig, QuantConfig
+from topcoat.quant.settings import PluginConfig, QuantConfig, StoredConfig
+from topcoat.quant.stored import Stored
 
 FORMATS: dict[str, type[QuantFormat]] = {
     "bf16": Dense,
@@ -25,6 +27,7 @@ FORMATS: dict[str, type[QuantFormat]] = {
     "int3": Grouped,
     "int2": Grouped,
     "gguf": GgufBlocks,
+    "gptq": GptqIntegers,
 }
 
 
@@ -32,4 +35,6 @@ def make_format(config: QuantConfig) -> QuantFormat:
     """The format that `config` describes. Raises TopcoatError if it is another package's and cannot be had."""
     if isinstance(config, PluginConfig):
         return load_plugin(config)
+    if isinstance(config, StoredConfig):
+        return Stored(config)
     return FORMATS[config.format](config)

@@ -3,7 +3,7 @@
 For a linear with inputs x and H = sum x xᵀ, column i of W is rounded to q_i, and the error moves on:
 e = (w_i - q_i) / U_ii,  W_j -= e U_ij for j > i,  with U the upper Cholesky factor of the damped H's inverse. Scale and
 low of a group are found when its first column is reached, of the weights as they stand then. The result is stored as
-any other weight of int2, int3 or int4: only which way a weight was rounded differs.
+any other weight of its format: only which way a weight was rounded differs.
 
 Frantar et al. 2022, arXiv:2210.17323, algorithm 1, with groups as in their code. A column whose input was always zero
 says nothing about H; it is rounded to the nearest level.
@@ -17,15 +17,17 @@ from torch import Tensor
 from topcoat.errors import TopcoatError
 from topcoat.quant.base import QuantizedWeight, check_weight, require_finite
 from topcoat.quant.bits import pack_bits
-from topcoat.quant.dense import DTYPES
-from topcoat.quant.fits import FITS, nearest
+from topcoat.quant.fits import nearest
+from topcoat.quant.gptq_integers import GptqIntegers
 from topcoat.quant.grouped import Grouped
 
 DAMPING = 0.01
 """Of the mean of H's diagonal, added to the diagonal."""
+BLOCK = 128
+"""Columns whose errors move on to those behind them in one product."""
 
 
-def gptq(weight: Tensor, hessian: Tensor, format: Grouped, damping: float = DAMPING) -> QuantizedWeight:
+def gptq(weight: Tensor, hessian: Tensor, format: Grouped | GptqIntegers, damping: float = DAMPING) -> QuantizedWeight:
     """weight (O, I) and hessian (I, I), the sum of x xᵀ over calibration inputs x (I,) -> the weight in `format`.
 
     Raises:
@@ -36,23 +38,24 @@ def gptq(weight: Tensor, hessian: Tensor, format: Grouped, damping: float = DAMP
     format.check_shape(rows, columns)
     require_finite(values.abs().amax(1), values)
     factor = _upper(_checked(hessian, columns), damping)  # (I, I)
-    size, bits, dtype = format.config.group_size, format.config.bits, DTYPES[format.config.scale_dtype]
+    size, bits = format.group_size(columns), format.bits
     left = values.float().clone()  # (O, I): columns not rounded yet, errors of the others taken in
     codes = torch.empty(rows, columns, device=values.device)
-    scale = torch.empty(rows, columns // size, dtype=dtype, device=values.device)
-    low = torch.empty_like(scale)
-    for group in range(columns // size):
-        first, last = group * size, (group + 1) * size
-        fitted = FITS[format.config.rounding](left[:, None, first:last], bits, dtype)
-        scale[:, group], low[:, group] = fitted[0][:, 0], fitted[1][:, 0]
-        wide, base = scale[:, group].float(), low[:, group].float()
-        errors = torch.empty(rows, size, device=values.device)
-        for i in range(first, last):
-            codes[:, i] = nearest(left[:, i : i + 1], wide, base, bits)[:, 0]
-            errors[:, i - first] = (left[:, i] - codes[:, i] * wide - base) / factor[i, i]
-            left[:, i + 1 : last] -= errors[:, i - first, None] * factor[i, i + 1 : last]
-        left[:, last:] -= errors @ factor[first:last, last:]  # the columns behind the group, once for all of it
-    return format.state(pack_bits(codes, bits), scale, low, (rows, columns))
+    fitted = []
+    for first in range(0, columns, size):
+        last = first + size
+        fitted.append(format.fit(left[:, None, first:last]))
+        wide, base = (level[:, 0] for level in format.levels(*fitted[-1]))  # (O,) each
+        for start in range(first, last, BLOCK):
+            stop = min(start + BLOCK, last)
+            errors = torch.empty(rows, stop - start, device=values.device)
+            for i in range(start, stop):
+                codes[:, i] = nearest(left[:, i : i + 1], wide, base, bits)[:, 0]
+                errors[:, i - start] = (left[:, i] - codes[:, i] * wide - base) / factor[i, i]
+                left[:, i + 1 : stop] -= errors[:, i - start, None] * factor[i, i + 1 : stop]
+            left[:, stop:] -= errors @ factor[start:stop, stop:]  # the columns behind, once for the whole block
+    scale, offset = (torch.cat(parts, dim=1) for parts in zip(*fitted, strict=True))
+    return format.state(pack_bits(codes, bits), scale, offset, (rows, columns))
 
 
 def _checked(hessian: Tensor, columns: int) -> Tensor:

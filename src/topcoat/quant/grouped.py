@@ -16,7 +16,7 @@ from topcoat.errors import TopcoatError
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.bits import pack_bits, unpack_bits
 from topcoat.quant.dense import DTYPES
-from topcoat.quant.fits import FITS, nearest
+from topcoat.quant.fits import FITS, nearest, require_no_rows
 from topcoat.quant.settings import IntConfig
 from topcoat.quant.sizes import weight_bytes
 
@@ -47,6 +47,7 @@ class Grouped(QuantFormat):
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight (O, I) of any float dtype -> codes, scales and lows, rounded to the nearest level."""
         values = check_weight(weight)
+        require_no_rows(self.config.rounding)
         self.check_shape(values.shape[0], values.shape[1])
         rows, columns = values.shape
         groups = columns // self.config.group_size
@@ -58,10 +59,22 @@ class Grouped(QuantFormat):
             part = slice(start, start + step)
             grouped = values[part].float().unflatten(1, (groups, -1))  # (n, L, S)
             require_finite(grouped.abs().amax(-1), weight)
-            scale[part], low[part] = FITS[self.config.rounding](grouped, self.bits, scale.dtype)
+            scale[part], low[part] = self.fit(grouped)
             codes[part] = pack_bits(nearest(grouped, scale[part], low[part], self.bits).flatten(1), self.bits)
         self._check_range(scale, low, weight)
         return self.state(codes, scale, low, (rows, columns))
+
+    def group_size(self, columns: int) -> int:
+        """S, the same for rows of any length."""
+        return self.config.group_size
+
+    def fit(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+        """grouped (n, L, S) float32 -> scale and low (n, L) in the scales' dtype."""
+        return FITS[self.config.rounding](grouped, self.bits, DTYPES[self.config.scale_dtype])
+
+    def levels(self, scale: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance of the levels and the lowest of them, float32."""
+        return scale.float(), low.float()
 
     def state(self, codes: Tensor, scale: Tensor, low: Tensor, shape: tuple[int, int]) -> QuantizedWeight:
         """What was found by any way of rounding, as this format stores it; `codes` are packed."""

@@ -19,7 +19,8 @@ class QuantConfig(Config):
     format: str
     overrides: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
     """Other formats for some linears, such as {"*.down_proj": int8}: a path or its end, * for anything -> a format's
-    name or its settings. The first pattern that fits counts. lm_head and embeddings are never quantized."""
+    name or its settings. The first pattern that fits counts. The head and the embedding are quantized only where a
+    pattern ends in their very names, such as lm_head or embed_tokens."""
 
     @field_validator("overrides")
     @classmethod
@@ -90,9 +91,12 @@ class IntConfig(QuantConfig):
     """code = round((w - low) / scale); reads back as code * scale + low."""
     group_size: Literal[16, 32, 64, 128, 256] = 32
     """Weights of one row that share scale and low; must divide the row. Smaller is more exact and costs more bits."""
-    rounding: Literal["nearest", "hqq", "icq"] = "nearest"
-    """How scale and low are found. nearest: from the smallest and the largest weight. hqq: low moves until large errors
-    are few (half-quadratic, no data needed). icq: the scale under which the codes tell most, by their entropy."""
+    rounding: Literal["nearest", "hqq", "icq", "gptq"] = "nearest"
+    """nearest: scale and low from the smallest and the largest weight. hqq: low moves until large errors are few
+    (half-quadratic, no data needed). icq: the scale under which the codes tell most, by their entropy. gptq: as nearest,
+    but what a weight's rounding does to the outputs on your own rows is made good by the weights that follow."""
+    calibration_rows: int = Field(128, ge=1)
+    """With rounding gptq: training rows, drawn by the seed, whose activations say what matters. More are slower."""
     scale_dtype: Literal["fp16", "fp32"] = "fp16"
     """What scale and low are stored in. fp16 is what GGUF's Q4_1 stores; fp32 costs 32 / group_size bits more."""
 
@@ -112,6 +116,30 @@ class GgufConfig(QuantConfig):
     as llama.cpp does: 4.5, 5, 5.5, 6 and 8.5 bits a weight."""
 
 
+class GptqConfig(QuantConfig):
+    """Integers whose zero point is one too, as GPTQ and AWQ checkpoints hold them: what other programs read."""
+
+    format: Literal["gptq"] = "gptq"
+    """Reads back as (code - zero) * scale; 4.16 bits a weight at 4 bits in groups of 128."""
+    bits: Literal[2, 3, 4, 8] = 4
+    """Of one code."""
+    group_size: Literal[-1, 16, 32, 64, 128, 256, 512, 1024] = 128
+    """Weights of one row that share scale and zero; -1 is the whole row."""
+    sym: bool = False
+    """Zero stays in the middle of the codes, which some fast kernels ask for; less exact."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """nearest, or gptq: what a weight's rounding does to the outputs on your own rows, those that follow make good."""
+    calibration_rows: int = Field(128, ge=1)
+    """With rounding gptq: training rows, drawn by the seed, whose activations say what matters. More are slower."""
+
+
+class StoredConfig(QuantConfig):
+    """Every linear as the checkpoint has it: quantized ones keep their codes, plain ones their numbers."""
+
+    format: Literal["stored"] = "stored"
+    """For checkpoints that are quantized already: GPTQ, AWQ, bitsandbytes, GGUF, or written by topcoat quantize."""
+
+
 class PluginConfig(QuantConfig):
     """A number format of another package."""
 
@@ -124,7 +152,16 @@ class PluginConfig(QuantConfig):
 
 
 Quantization = Annotated[
-    DenseConfig | Nf4Config | Nf4IcqConfig | Fp4Config | Int8Config | IntConfig | GgufConfig | PluginConfig,
+    DenseConfig
+    | Nf4Config
+    | Nf4IcqConfig
+    | Fp4Config
+    | Int8Config
+    | IntConfig
+    | GgufConfig
+    | GptqConfig
+    | StoredConfig
+    | PluginConfig,
     Field(discriminator="format"),
 ]
 
@@ -138,3 +175,15 @@ def read_config(value: str | dict[str, Any]) -> QuantConfig:
         first = error.errors()[0]
         raise ValueError(f"{value!r} is no number format: {first['msg']}") from error
     return config
+
+
+def needs_rows(config: QuantConfig) -> bool:
+    """Whether some linear of `config` is rounded by calibration rows."""
+    own = isinstance(config, IntConfig | GptqConfig) and config.rounding == "gptq"
+    return own or any(needs_rows(read_config(value)) for value in config.overrides.values())
+
+
+def storage(config: QuantConfig) -> dict[str, Any]:
+    """What of `config` decides how a weight is stored, and not how its codes were found."""
+    found = ("overrides", "rounding", "calibration_rows", "search_points", "sym")
+    return {name: value for name, value in config.model_dump().items() if name not in found}

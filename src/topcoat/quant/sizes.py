@@ -7,6 +7,7 @@
     nf4-icq            as nf4, and a centre of 1 byte a block with 4 bytes for each 256 of them
     gguf               18 to 34 bytes for each 32 weights, counted as codes
     int2, int3, int4   2, 3, 4 bits a weight, and a scale and a lowest value of 2 or 4 bytes a group
+    gptq               2, 3, 4 or 8 bits a weight, and a scale of 2 bytes and a zero of 1 a group
 
 QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section 3. Tests hold these to the tensors that the formats make.
 """
@@ -14,7 +15,15 @@ QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section 3. Tests hold these to th
 from __future__ import annotations
 
 from topcoat.errors import TopcoatError
-from topcoat.quant.settings import GgufConfig, Int8Config, IntConfig, Nf4IcqConfig, QuantConfig, SixteenConfig
+from topcoat.quant.settings import (
+    GgufConfig,
+    GptqConfig,
+    Int8Config,
+    IntConfig,
+    Nf4IcqConfig,
+    QuantConfig,
+    SixteenConfig,
+)
 
 ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NESTED_BLOCK = 256
@@ -40,6 +49,9 @@ def weight_bytes(config: QuantConfig, out_features: int, in_features: int) -> tu
         return count // 32 * GGUF_BYTES[config.type], 0
     if isinstance(config, IntConfig):
         return count * config.bits // 8, 2 * ITEM_BYTES[config.scale_dtype] * (count // config.group_size)
+    if isinstance(config, GptqConfig):
+        groups = 1 if config.group_size == -1 else in_features // config.group_size
+        return count * config.bits // 8, 3 * out_features * groups
     if isinstance(config, Nf4IcqConfig):
         blocks = -(-count // config.block_size)
         centres = blocks + 4 * -(-blocks // NESTED_BLOCK)
