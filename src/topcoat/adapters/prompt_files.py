@@ -83,7 +83,8 @@ def _count(values: Values) -> Values:
     return {"num_virtual_tokens": values["num_virtual_tokens"]}
 
 
-Write, Read = Callable[[Adapters], Values], Callable[[Values], tuple[type[PromptConfig], Values]]
+Write = Callable[[Adapters], Values]
+Read = Callable[[Values], tuple[type[PromptConfig], Values]]
 
 PROMPT_KINDS: dict[str, tuple[Write, Read]] = {
     "PROMPT_TUNING": (_write_prompt_tuning, _read_prompt_tuning),

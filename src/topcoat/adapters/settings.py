@@ -22,6 +22,11 @@ class AdapterConfig(Config):
 
     method: str
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that the method takes before every example, beside the example's own."""
+        return 0
+
 
 class TargetedConfig(AdapterConfig):
     """Settings of every method that stands on linears: which ones, and what trains beside them."""
@@ -205,6 +210,11 @@ class PromptConfig(AdapterConfig):
     num_virtual_tokens: int = Field(20, ge=1)
     """Virtual tokens before every example. Each takes a position of the context, and computes as a token does."""
 
+    @property
+    def virtual_tokens(self) -> int:
+        """num_virtual_tokens."""
+        return self.num_virtual_tokens
+
 
 class PromptTuningConfig(PromptConfig):
     """Prompt tuning (arXiv:2104.08691): input embeddings learned in front of the text."""
@@ -282,5 +292,18 @@ class FullConfig(AdapterConfig):
 
 
 Adapter = Annotated[
-    LoraConfig | DoraConfig | QaloraConfig | AdaloraConfig | IecConfig | Ia3Config | VeraConfig | MissConfig | PromptTuningConfig | PTuningConfig | PrefixTuningConfig | PTuningV2Config | FullConfig, Field(discriminator="method")
+    LoraConfig
+    | DoraConfig
+    | QaloraConfig
+    | AdaloraConfig
+    | IecConfig
+    | Ia3Config
+    | VeraConfig
+    | MissConfig
+    | PromptTuningConfig
+    | PTuningConfig
+    | PrefixTuningConfig
+    | PTuningV2Config
+    | FullConfig,
+    Field(discriminator="method"),
 ]

@@ -56,7 +56,7 @@ def next_steps(result: Result) -> Group:
         "next",
         f"  topcoat chat {typed}      talk to it" + ("" if whole else "; /adapter off compares with the base"),
     ]
-    if not whole:
+    if not whole and result.mergeable:
         lines.append(f"  topcoat merge {typed}     one model from base and adapter, proved")
     return Group(*map(Text, lines))
 

@@ -142,6 +142,9 @@ class Batch:
     n_target_tokens: int
     n_tokens: int
     """Tokens without padding."""
+    answers: Tensor | None = None
+    """What each example is labelled with (N, K) float64, where documents and not tokens are what is learned; then
+    `n_target_tokens` counts examples."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -158,14 +161,23 @@ class Batch:
             self.rows,
             self.n_target_tokens,
             self.n_tokens,
+            self.answers,
         )
 
 
 def micro_batches(
-    examples: Sequence[Example], indices: Sequence[int], *, budget_tokens: int, packing: bool
+    examples: Sequence[Example],
+    indices: Sequence[int],
+    *,
+    budget_tokens: int,
+    packing: bool,
+    virtual_tokens: int = 0,
 ) -> list[Batch]:
-    """The examples at `indices` as batches of at most `budget_tokens` positions; a longer example stands alone."""
-    groups = _groups(lengths_of(examples, indices), budget_tokens, packing)
+    """The examples at `indices` as batches of at most `budget_tokens` positions; a longer example stands alone.
+
+    `virtual_tokens` are positions that the model will add before each example.
+    """
+    groups = _groups(lengths_of(examples, indices), budget_tokens, packing, virtual_tokens)
     collate = packed if packing else padded
     return [collate(examples, [indices[at] for at in group]) for group in groups]
 
@@ -173,9 +185,11 @@ def micro_batches(
 class Batches(Sequence[Batch]):
     """The batches `micro_batches` makes of the first `n` examples, each made when it is asked for."""
 
-    def __init__(self, examples: Sequence[Example], n: int, *, budget_tokens: int, packing: bool) -> None:
+    def __init__(
+        self, examples: Sequence[Example], n: int, *, budget_tokens: int, packing: bool, virtual_tokens: int = 0
+    ) -> None:
         self._examples, self._collate = examples, packed if packing else padded
-        self._groups = _groups(lengths_of(examples, range(n)), budget_tokens, packing) if n else []
+        self._groups = _groups(lengths_of(examples, range(n)), budget_tokens, packing, virtual_tokens) if n else []
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -198,8 +212,9 @@ def lengths_of(examples: Sequence[Example], indices: Sequence[int]) -> list[int]
     return [len(examples[index].input_ids) for index in indices]
 
 
-def _groups(lengths: Sequence[int], budget_tokens: int, packing: bool) -> list[list[int]]:
-    return (best_fit if packing else group_similar)(lengths, budget_tokens)
+def _groups(lengths: Sequence[int], budget_tokens: int, packing: bool, virtual_tokens: int = 0) -> list[list[int]]:
+    wide = [length + virtual_tokens for length in lengths] if virtual_tokens else lengths
+    return (best_fit if packing else group_similar)(wide, budget_tokens)
 
 
 def packed(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
@@ -213,6 +228,7 @@ def packed(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
         chosen.append((np.full(filling, PADDING, np.int64), np.full(filling, IGNORE_INDEX, np.int64)))
     borders = np.cumsum([0, *lengths])
     labels = np.concatenate([labels for _, labels in chosen])  # (T,)
+    answers = answers_of(examples, indices)
     return Batch(
         torch.from_numpy(np.concatenate([ids for ids, _ in chosen]))[None],
         torch.from_numpy(labels)[None],
@@ -220,8 +236,9 @@ def packed(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
         torch.from_numpy(borders.astype(np.int32)),
         None,
         list(indices),
-        int((labels != IGNORE_INDEX).sum()),
+        int((labels != IGNORE_INDEX).sum()) if answers is None else len(indices),
         tokens,
+        answers,
     )
 
 
@@ -239,8 +256,16 @@ def padded(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
         labels[row, :n] = torch.from_numpy(own_labels)
         mask[row, :n] = 1
     positions = torch.arange(longest).expand(shape).contiguous()
-    targets = int((labels != IGNORE_INDEX).sum())
-    return Batch(ids, labels, positions, None, mask, list(indices), targets, int(mask.sum()))
+    answers = answers_of(examples, indices)
+    targets = int((labels != IGNORE_INDEX).sum()) if answers is None else len(indices)
+    return Batch(ids, labels, positions, None, mask, list(indices), targets, int(mask.sum()), answers)
+
+
+def answers_of(examples: Sequence[Example], indices: Sequence[int]) -> Tensor | None:
+    """What the examples at `indices` are labelled with (N, K) float64; None where tokens are what is learned."""
+    if not isinstance(examples, Examples) or not examples.labelled:
+        return None
+    return torch.from_numpy(examples.answers(np.asarray(indices, np.int64)))
 
 
 def _arrays(examples: Sequence[Example], index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -252,16 +277,18 @@ def _arrays(examples: Sequence[Example], index: int) -> tuple[NDArray[np.int64],
     return wide, labels
 
 
-def worst_batch(plan: StepPlan, examples: Sequence[Example], *, budget_tokens: int, packing: bool) -> Batch:
+def worst_batch(
+    plan: StepPlan, examples: Sequence[Example], *, budget_tokens: int, packing: bool, virtual_tokens: int = 0
+) -> Batch:
     """The micro batch with the most positions of the whole run; among equals the one with the longest example.
 
     Of a run with many steps, the first that fills a row up to its padding is taken.
     """
-    ceiling = max(budget_tokens, int(plan.lengths.max()))
+    ceiling = max(budget_tokens, int(plan.lengths.max()) + virtual_tokens)
     worst, chosen = (0, 0), [0]
     for step in range(plan.total_steps):
         indices = plan.step_examples(step)
-        lengths = plan.lengths[indices].tolist()
+        lengths = (plan.lengths[indices] + virtual_tokens).tolist()
         for group in _groups(lengths, budget_tokens, packing):
             sizes = [lengths[at] for at in group]
             positions = sum(sizes) if packing else len(sizes) * max(sizes)

@@ -32,8 +32,10 @@ def merge_model(
     """Write the merged model to `out` (not there yet) and prove it on `prompts` of token ids.
 
     `base` should compute in float32, so that what is compared is the merge and not the rounding of activations.
-    Raises Refused, with nothing left behind, when the logits differ by more than rounding.
+    Raises Refused, with nothing left behind, when the logits differ by more than rounding; TopcoatError for virtual
+    tokens, which are no change of weights.
     """
+    adapters.require_weights("merged model")
     if not prompts:
         raise TopcoatError("there are no prompts to prove the merge on", fix="give at least one, as token ids")
     dtype = output_dtype(base)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from topcoat.adapters.virtual_tokens import virtual_tokens
 from topcoat.errors import TopcoatError
 
 
@@ -45,6 +46,7 @@ def generate(
     if on_token is not None and len(prompts) != 1:
         raise ValueError(f"on_token streams one prompt, not {len(prompts)}")
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30  # bloom and mamba have no limit
+    limit -= virtual_tokens(model)
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) < limit:
             raise TopcoatError(

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from topcoat.adapters.patterns import chosen
-from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, QaloraConfig, TargetedConfig
+from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, PromptConfig, QaloraConfig, TargetedConfig
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
 from topcoat.planning.architecture import Architecture, BlockLinear
-from topcoat.planning.trained import trained_sizes
+from topcoat.planning.trained import prompt_sizes, trained_sizes
 from topcoat.quant.settings import GgufConfig, QuantConfig, read_config
 from topcoat.quant.sizes import ITEM_BYTES, weight_bytes
 
@@ -168,6 +168,8 @@ def _everything(a: Architecture) -> Counter[int]:
 
 def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], list[dict[str, int]]]:
     """Sizes of the adapter's tensors, and for every layer the rank on each adapted linear, by leaf."""
+    if isinstance(adapter, PromptConfig):
+        return Counter(prompt_sizes(adapter, a.layers, a.hidden, a.block_sizes.key_value)), []
     if not isinstance(adapter, TargetedConfig):
         raise TopcoatError(f"adapter.method {adapter.method} cannot be planned", "adapter.method", "write lora or full")
     by_path = {f"{a.prefix}.{at}.{linear.path}": (at, linear) for at in range(a.layers) for linear in a.linears}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from topcoat.adapters.settings import FullConfig
+from topcoat.adapters.settings import FullConfig, PromptConfig
 from topcoat.files import CHUNK_BYTES
 from topcoat.kernels.recompute import Policy, summary
 from topcoat.planning.bill import Bill
@@ -154,7 +154,7 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
         "evaluate": stays + _answering(request) if request.answered else stays,
         "save": stays + CHUNK_BYTES,
     }
-    if not isinstance(request.adapter, FullConfig):
+    if not isinstance(request.adapter, FullConfig | PromptConfig):
         linears = a.linear_numbers
         base = frozen if counts.quantized else 4 * linears
         phases["merge"] = base + 2 * linears + 8 * dense + 4 * counts.trained_numbers + 12 * tensor + process
@@ -165,7 +165,7 @@ def _answering(request: Request) -> int:
     """Keys and values of the prompts answered at once, one layer's twice, their forward, and their logits."""
     a, e = request.architecture, request.element_bytes
     sizes, rows = a.block_sizes, request.answered
-    positions = min(a.context, request.longest + request.answer_tokens)
+    positions = min(a.context, request.longest + request.adapter.virtual_tokens + request.answer_tokens)
     cache = rows * positions * 2 * sizes.key_value * e
     forward = rows * request.longest * (2 * sizes.mlp + 4 * sizes.hidden + sizes.query) * e
     return cache * (a.layers + 1) + forward + rows * a.vocab * (e + 4)

@@ -54,10 +54,11 @@ class Request:
     @cached_property
     def tokens(self) -> int:
         """T: positions of the largest micro batch."""
-        budget = max(micro_batch_tokens(self.train.micro_batch_tokens, self.max_length), self.longest)
+        longest = self.longest + self.adapter.virtual_tokens
+        budget = max(micro_batch_tokens(self.train.micro_batch_tokens, self.max_length), longest)
         if self.train.batch_tokens is not None:
-            return min(budget, max(self.train.batch_tokens, self.longest))
-        return min(budget, self.train.batch_size * self.longest)
+            return min(budget, max(round(self.train.batch_tokens * self.positions_a_token), longest))
+        return min(budget, self.train.batch_size * longest)
 
     @property
     def longest(self) -> int:
@@ -68,6 +69,11 @@ class Request:
     def row_tokens(self) -> float:
         """Tokens of a mean row."""
         return min(float(self.max_length), self.mean_tokens or self.max_length)
+
+    @property
+    def positions_a_token(self) -> float:
+        """Positions computed for one token of the data: more than 1 where virtual tokens stand before each row."""
+        return 1 + self.adapter.virtual_tokens / self.row_tokens
 
     @property
     def step_tokens(self) -> float:

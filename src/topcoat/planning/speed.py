@@ -68,14 +68,17 @@ def speed_of(request: Request, counts: Counts, policies: tuple[Policy, ...], rec
     """The roofline of `request`, whose layers compute again what `policies` (or `recomputed`) say."""
     a, e, device = request.architecture, request.element_bytes, request.device
     total = request.step_tokens
-    micros = max(1, math.ceil(total / request.tokens))
+    positions = total * request.positions_a_token
+    micros = max(1, math.ceil(positions / request.tokens))
     flops, moved = _operations(request, policies, recomputed), _traffic(request, counts)
-    flops_step = total * flops
+    flops_step = positions * flops
     passes = 2 if not recomputed and all(policy in ("none", "mlp") for policy in policies) else 3
     stored = counts.codes_bytes + counts.constant_bytes
     weights = a.linear_numbers * e if not counts.quantized else stored + a.linear_numbers * e
     optimizer = 28 * counts.trained_numbers
-    moved_step = total * moved + micros * passes * (weights + (4 * a.linear_numbers if counts.full else 0)) + optimizer
+    moved_step = (
+        positions * moved + micros * passes * (weights + (4 * a.linear_numbers if counts.full else 0)) + optimizer
+    )
     arithmetic, memory = flops_step / device.flops(e), moved_step / device.bandwidth
     bounds = (max(arithmetic, memory), arithmetic + memory)
     steps = request.steps

@@ -9,12 +9,15 @@
     vera  d (r,) and b (O,)
     miss  one matrix (r, O)
 
+Methods that add tokens train those instead, or what makes them: `prompt_sizes`.
+
 Tests hold every method to what it attaches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from topcoat.adapters.settings import (
     AdaloraConfig,
@@ -23,6 +26,9 @@ from topcoat.adapters.settings import (
     IecConfig,
     LoraConfig,
     MissConfig,
+    PrefixTuningConfig,
+    PromptConfig,
+    PTuningConfig,
     QaloraConfig,
     TargetedConfig,
     VeraConfig,
@@ -85,3 +91,28 @@ def trained_sizes(config: TargetedConfig, path: str, out_features: int, in_featu
             f"plan with one of {', '.join(SIZES)}",
         )
     return SIZES[config.method](config, path, out_features, in_features)
+
+
+def prompt_sizes(config: PromptConfig, layers: int, width: int, key_value: int) -> list[int]:
+    """Numbers of each tensor that virtual tokens train, on a model of so many layers and widths."""
+    n = config.num_virtual_tokens
+    if isinstance(config, PTuningConfig):
+        inner = config.encoder_hidden_size or width
+        if config.encoder_reparameterization_type == "LSTM":
+            return [n * width, *_lstm(width, inner, config.encoder_num_layers), *_mlp(2 * inner, 2 * inner, width)]
+        return [n * width, *_mlp(width, inner, inner, width)]
+    if config.method == "prompt_tuning":
+        return [n * width]
+    if isinstance(config, PrefixTuningConfig) and config.prefix_projection:
+        return [n * key_value, *_mlp(key_value, config.encoder_hidden_size or key_value, 2 * layers * key_value)]
+    return [n * 2 * layers * key_value]
+
+
+def _mlp(*widths: int) -> list[int]:
+    return [n for inner, out in pairwise(widths) for n in (inner * out, out)]
+
+
+def _lstm(width: int, hidden: int, layers: int) -> list[int]:
+    """Of each layer and direction: four gates' weights of its input and of its state, and two biases."""
+    inputs = [width] + [2 * hidden] * (layers - 1)
+    return [n for inner in inputs for n in (4 * hidden * inner, 4 * hidden * hidden, 4 * hidden, 4 * hidden) * 2]

@@ -17,6 +17,8 @@ from topcoat.report.scores import exact_match, show_interval, show_share
 
 MOST_SAMPLES = 3
 """Samples on the card; report.html has more."""
+LOADED_BY_PEFT = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2")
+"""Methods whose card says how PEFT loads the adapter: those that are used so, rather than merged."""
 
 
 class RunFacts(TypedDict, total=False):
@@ -110,7 +112,7 @@ def _scores(results: Mapping[str, Any]) -> str:
 
 
 def _use(run: RunFacts) -> str:
-    if run.get("method", "lora") != "lora":
+    if run.get("method", "lora") not in LOADED_BY_PEFT:
         return ""
     return "\n".join(
         [

@@ -72,6 +72,8 @@ def choose_engine(
     policies = _policies(base, adapters, recompute, tokens, tokens if rows is None else rows, budget_bytes)
     if isinstance(adapters.config, FullConfig):
         return _plain(recompute, "full fine-tuning trains the layers themselves")
+    if adapters.prompt is not None:
+        return _plain(recompute, "virtual tokens stand before every example")
     shelf = partial(make_shelf, base.device)
     fused = fuse(base.model, policies, shelf) if policies else "its blocks are not among those written by hand"
     if isinstance(fused, str):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from topcoat.adapters.attach import no_weights
 from topcoat.adapters.files import load_adapter
-from topcoat.adapters.settings import FullConfig
+from topcoat.adapters.settings import FullConfig, PromptConfig
 from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting.merge import merge_model
 from topcoat.exporting.proof import Proof
@@ -31,6 +32,8 @@ def merge_run(run: Path, out: Path | None = None, say: Callable[[str], None] = l
             where=str(run),
             fix=f"use {folder.model} as it is",
         )
+    if isinstance(recipe.adapter, PromptConfig):  # before a base is loaded for nothing
+        raise no_weights(recipe.adapter.method, "merged model")
     folder.require_trained(recipe.adapter)
     target = out or folder.merged
     if target.exists():

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
 
 from topcoat.adapters.attach import Adapters
+from topcoat.adapters.settings import FullConfig
 from topcoat.data.batches import Batch, StepPlan, micro_batches, worst_batch
 from topcoat.data.load import Dataset
 from topcoat.errors import TopcoatError
@@ -29,7 +31,7 @@ from topcoat.runs.engine import Engine, choose_engine
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.receipt import require_same_recipe
 from topcoat.training.memory import memory_bytes
-from topcoat.training.objectives.hidden import needed_rows
+from topcoat.training.objectives.hidden import needed_rows, spans
 from topcoat.training.objectives.table import OBJECTIVES
 from topcoat.training.schedule import default_learning_rate
 from topcoat.units import show_bytes, show_count
@@ -43,6 +45,7 @@ class RunSteps:
     def __init__(self, data: Dataset, recipe: Recipe, budget_tokens: int) -> None:
         settings = recipe.train
         self.examples, self.budget, self.packing = data.train, budget_tokens, recipe.data.packing
+        self.virtual_tokens = recipe.adapter.virtual_tokens
         self.plan = StepPlan(
             data.train.lengths,
             part=data.train.part,
@@ -59,7 +62,7 @@ class RunSteps:
     def micro_batches(self, step: int) -> list[Batch]:
         """The examples of optimizer step `step`, packed or padded."""
         indices = self.plan.step_examples(step)
-        return micro_batches(self.examples, indices, budget_tokens=self.budget, packing=self.packing)
+        return micro_batches(self.examples, indices, **self._how())
 
     def limit(self, tokens: int) -> None:
         """Micro batches of at most `tokens` positions from here on: memory ran out."""
@@ -68,8 +71,11 @@ class RunSteps:
     def worst(self) -> Batch:
         """The largest micro batch of the run; looked for once, since it walks all steps."""
         if self._worst is None:
-            self._worst = worst_batch(self.plan, self.examples, budget_tokens=self.budget, packing=self.packing)
+            self._worst = worst_batch(self.plan, self.examples, **self._how())
         return self._worst
+
+    def _how(self) -> dict[str, Any]:
+        return {"budget_tokens": self.budget, "packing": self.packing, "virtual_tokens": self.virtual_tokens}
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     rows = tokens if needed is None else len(needed)
     counts = loaded_counts(base.model, adapters.parameters())
     setup = Setup(
-        tokens=tokens,
+        tokens=tokens + steps.virtual_tokens * len(spans(worst)),
         rows=rows,
         element_bytes=base.compute_dtype.itemsize,
         optimizer=settings.optimizer,
@@ -206,7 +212,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
 
 def base_parameters(base: Base, adapters: Adapters) -> int:
     """Parameters of the base model, a tied one counted once, whatever format they are stored in."""
-    ours = {id(p) for p in adapters.parameters().values()} if adapters.layers else set()
+    ours = {id(p) for p in adapters.parameters().values()} if not isinstance(adapters.config, FullConfig) else set()
     dense = sum(p.numel() for p in base.model.parameters() if id(p) not in ours)
     linears = [m for m in base.model.modules() if isinstance(m, FrozenLinear)]
     biases = sum(m.bias.numel() for m in linears if m.bias is not None)

@@ -26,6 +26,7 @@ from topcoat.recipe.load import load_recipe_with_notes, recipe_from_dict_with_no
 from topcoat.recipe.rules import learned_since
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.guiding import facts_of_plan
+from topcoat.runs.room import room_for_text
 
 ASSUMED_LENGTH = 1024
 """Tokens of an example where neither recipe nor data say."""
@@ -109,7 +110,7 @@ def plan(
         quantization=recipe.model.quantization,
         train=recipe.train,
         compute_dtype=_dtype(recipe.model.compute_dtype, used),
-        max_length=_max_length(recipe.data, size, architecture.context),
+        max_length=_max_length(recipe.data, size, room_for_text(architecture.context, recipe)),
         device=used,
         budget_bytes=limit or free or used.memory_bytes,
         rows=None if size is None else round(size.rows * _trained_share(recipe.data)),
@@ -140,7 +141,7 @@ def read_subject(subject: str, overrides: Sequence[str]) -> tuple[Recipe, list[s
 
 def _gpu_for(recipe: Recipe, device: str) -> str:
     """What this machine's GPU is called, if the recipe or the command line would compute on it; else nothing."""
-    return "" if "cpu" in (device, recipe.model.device) else _gpu_here()
+    return "" if "cpu" in (device, recipe.model.device) else gpu_here()
 
 
 def _here(described: str, facts: Machine, say: Callable[[str], None]) -> Device:
@@ -157,7 +158,7 @@ def _here(described: str, facts: Machine, say: Callable[[str], None]) -> Device:
     return found
 
 
-def _gpu_here(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+def gpu_here(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
     """What NVIDIA's driver calls the first GPU; empty where there is none."""
     for file in sorted(folder.glob("*/information")):
         for line in file.read_text(errors="replace").splitlines():

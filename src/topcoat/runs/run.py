@@ -29,7 +29,9 @@ from topcoat.runs.folder import RunFolder
 from topcoat.runs.guiding import facts_of_run, tell
 from topcoat.runs.listener import Listener, Silent
 from topcoat.runs.opening import claimed, free_memory, plan_run
-from topcoat.runs.scoring import Scorer, Scores
+from topcoat.runs.room import room_for_text
+from topcoat.runs.scorers import SCORERS
+from topcoat.runs.scoring import Scores
 from topcoat.runs.session import prepare
 from topcoat.training.loop import train
 from topcoat.training.memory import memory_bytes
@@ -52,6 +54,8 @@ class Result:
     tuned: Scores
     train_seconds: float
     steps: int
+    mergeable: bool = True
+    """Whether `topcoat merge` can make one model of it."""
 
 
 def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = None) -> Result:
@@ -70,7 +74,7 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         data = load_data(
             recipe.data,
             base.tokenizer,
-            context_length=base.context_length,
+            context_length=room_for_text(base.context_length, recipe),
             seed=recipe.seed,
             vocab_rows=base.vocab_rows,
             bar=listener.progress,
@@ -80,7 +84,12 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         check_attention(base, data, recipe.data.packing)  # one real example, before hours are spent
         rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(data.train, START_ROWS))
         adapters = attach(  # from here on, the only parameters that train
-            base.model, recipe.adapter, recipe.seed, originals=Originals(base), rows=rows
+            base.model,
+            recipe.adapter,
+            recipe.seed,
+            originals=Originals(base),
+            rows=rows,
+            tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
         )
         plan = plan_run(recipe, base, adapters, data, before)
         plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
@@ -90,11 +99,12 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         if not resume:
             check_before_training(recipe, data, adapters, listener)  # stops where the policy of a check says so
         listener.show(preview(data.train[0], base.tokenizer))
-        scorer = Scorer(
+        scorer = SCORERS[recipe.train.objective](
             base,
             adapters,
             data,
             recipe.evaluate,
+            recipe.train,
             budget_tokens=plan.micro_batch_tokens,
             packing=recipe.data.packing,
             check=lambda: leave_if_asked(stop, folder),
@@ -110,7 +120,8 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
         keep_best(training, progress, listener)
         seconds = progress.elapsed_s or time.perf_counter() - began
         tuned = finish(training, scored, progress, listener)
-        return Result(folder.path, folder.trained(recipe.adapter), scored, tuned, seconds, progress.step)
+        trained, mergeable = folder.trained(recipe.adapter), not recipe.adapter.virtual_tokens
+        return Result(folder.path, trained, scored, tuned, seconds, progress.step, mergeable)
 
 
 def check_attention(base: Base, data: Dataset, packing: bool) -> None:

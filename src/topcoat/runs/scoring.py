@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from topcoat.model.fuse import FusedModel
 from topcoat.model.load import Base
 from topcoat.runs.compute import make_loss, precision
 from topcoat.runs.listener import Listener
+from topcoat.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,19 @@ class Scores:
     perplexity: float | None
     exact_match: float | None
     answers: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What is measured of labels or numbers, in place of the two above."""
 
     def as_json(self) -> dict[str, Any]:
         """The figures alone."""
-        return {"perplexity": self.perplexity, "exact_match": self.exact_match}
+        return dict(self.figures) or {"perplexity": self.perplexity, "exact_match": self.exact_match}
+
+    @classmethod
+    def read(cls, figures: Mapping[str, Any], answers: tuple[str, ...]) -> Scores:
+        """Those that `as_json` wrote, and the answers beside them."""
+        if "exact_match" in figures:
+            return cls(figures["perplexity"], figures["exact_match"], answers)
+        return cls(None, None, answers, figures)
 
 
 class Scorer:
@@ -42,6 +52,7 @@ class Scorer:
         adapters: Adapters,
         data: Dataset,
         settings: EvaluateSettings,
+        train: TrainSettings,
         *,
         budget_tokens: int,
         packing: bool,
@@ -50,16 +61,22 @@ class Scorer:
     ) -> None:
         """`check` is called often and may raise to leave; `fused` is the fast path, where there is one."""
         self.base, self.settings, self.check = base, settings, check
-        self.loss_of, self.precision = make_loss(base, adapters, fused), precision(base, adapters)
-        rows = data.validation
+        self.loss_of, self.precision = make_loss(base, adapters, fused, train), precision(base, adapters)
+        self.data, self.fused = data, fused
+        rows, added = data.validation, adapters.config.virtual_tokens
         self.batches, self.some = (
-            Batches(rows, n, budget_tokens=budget_tokens, packing=packing)
+            Batches(rows, n, budget_tokens=budget_tokens, packing=packing, virtual_tokens=added)
             for n in (len(rows), min(len(rows), settings.rows))
         )
         self.stop_ids = data.renderer.stop_ids
+        self.questions = self._questions()
+
+    def _questions(self) -> list[Question]:
+        """What is asked at the end, the first of them at each evaluation."""
+        data, settings, base = self.data, self.settings, self.base
         asked = (question(e, base) for e in data.validation if e.answer_start is not None)
         wanted = settings.rows if "exact_match" in settings.metrics else settings.samples
-        self.questions = list(islice(asked, wanted))
+        return list(islice(asked, wanted))
 
     def loss(self) -> float | None:
         """Mean validation loss over the first rows, as used during the run; None without validation rows."""
@@ -76,11 +93,15 @@ class Scorer:
             answers=tuple(answers),
         )
 
+    def base_scores(self, listener: Listener) -> Scores:
+        """Those of the model before anything is trained; adapters are off while it is asked."""
+        return self.scores(listener, "asking the base")
+
     def ask(self, questions: Sequence[Question], listener: Listener, label: str) -> list[str]:
         """Greedy answers."""
         if not questions:
             return []
-        with listener.progress(label, len(questions)) as advance, _Evaluating(self.base.model), self.precision():
+        with listener.progress(label, len(questions)) as advance, Evaluating(self.base.model), self.precision():
             return answer(
                 self.base.model,
                 self.base.tokenizer,
@@ -94,11 +115,11 @@ class Scorer:
     def _loss(self, batches: Sequence[Batch]) -> float | None:
         if not batches:
             return None
-        with _Evaluating(self.base.model):
+        with Evaluating(self.base.model):
             return mean_loss(self.loss_of, batches, self.check)
 
 
-class _Evaluating:
+class Evaluating:
     """Inside, the model is in eval mode (no dropout, no recomputing); afterwards as it was."""
 
     def __init__(self, model: Any) -> None:

@@ -30,6 +30,7 @@ from topcoat.model.tokenizers import set_chat_template
 from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.opening import RunSteps
+from topcoat.runs.room import room_for_text
 
 CUT = "truncated: its end is longer than data.max_length"
 
@@ -51,7 +52,9 @@ def open_tokenizer(recipe: Recipe) -> Opened:
     source = open_source(recipe.model)
     tokenizer = source.tokenizer()
     set_chat_template(tokenizer, recipe.model.chat_template)
-    return Opened(tokenizer, context_length(source.config), source.config.get_text_config().vocab_size)
+    return Opened(
+        tokenizer, room_for_text(context_length(source.config), recipe), source.config.get_text_config().vocab_size
+    )
 
 
 def shown_rows(recipe: Recipe, opened: Opened, most: int, bar: Bar | None = None) -> Iterator[ShownRow]:
