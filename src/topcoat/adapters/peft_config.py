@@ -19,7 +19,16 @@ from topcoat.adapters.adalora_peft import read_adalora, write_adalora
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.ia3 import Ia3
 from topcoat.adapters.lora import Lora
-from topcoat.adapters.settings import DoraConfig, Ia3Config, LoraConfig, MissConfig, TargetedConfig, VeraConfig
+from topcoat.adapters.prompt_files import PROMPT_KINDS, PROMPT_MUST_BE, PROMPT_NEEDS, PROMPT_WRITTEN_AS
+from topcoat.adapters.settings import (
+    DoraConfig,
+    Ia3Config,
+    LoraConfig,
+    MissConfig,
+    PromptConfig,
+    TargetedConfig,
+    VeraConfig,
+)
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.errors import Problem, TopcoatError
 from topcoat.json_files import read_json_object
@@ -45,22 +54,23 @@ _LORA = _EVERYWHERE | {
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
+_ADALORA = _LORA | {"use_dora": (False, None), "use_qalora": (False, None), "trainable_token_indices": (None, [])}
+
 
 @dataclass(frozen=True)
 class Kind:
     """One `peft_type`: how its settings are written, how they are read, and what must be at its default."""
 
     write: Callable[[Adapters], Values]
-    read: Callable[[Values], tuple[type[TargetedConfig], Values]]
+    read: Callable[[Values], tuple[type[TargetedConfig | PromptConfig], Values]]
     needs: tuple[str, ...]
     must_be: Mapping[str, tuple[Any, ...]]
-
-_ADALORA = _LORA | {"use_dora": (False, None), "use_qalora": (False, None), "trainable_token_indices": (None, [])}
+    targeted: bool = True
+    """It stands on linears, which the settings name."""
 
 
 def peft_config(adapters: Adapters, base_name: str) -> Values:
     """adapter_config.json as PEFT writes it, keys at their defaults of newer PEFT versions left out."""
-    assert isinstance(adapters.config, TargetedConfig)
     kind = WRITTEN_AS[adapters.config.method]
     written: Values = {
         "peft_type": kind,
@@ -68,13 +78,14 @@ def peft_config(adapters: Adapters, base_name: str) -> Values:
         "base_model_name_or_path": base_name,
         "revision": None,
         "inference_mode": True,
-        "target_modules": target_names(adapters),
         "modules_to_save": sorted(adapters.copies) or None,
     }
+    if KINDS[kind].targeted:
+        written["target_modules"] = target_names(adapters)
     return written | KINDS[kind].write(adapters)
 
 
-def read_peft_config(folder: Path) -> TargetedConfig:
+def read_peft_config(folder: Path) -> TargetedConfig | PromptConfig:
     """The settings of a PEFT directory.
 
     Raises TopcoatError when it is none, or uses what this version does not compute.
@@ -105,14 +116,14 @@ def read_peft_config(folder: Path) -> TargetedConfig:
     ]
     problems += [
         Problem(f"{path.name} lacks {key!r}", str(path), "copy the adapter again")
-        for key in (*kind.needs, "target_modules")
+        for key in (*kind.needs, *(["target_modules"] if kind.targeted else []))
         if values.get(key) is None
     ]
     if problems:
         raise TopcoatError.gather(problems)
     try:
         made, own = kind.read(values)
-        return made.model_validate(_placed(values) | own)
+        return made.model_validate((_placed(values) if kind.targeted else {}) | own)
     except ValidationError as error:
         first = error.errors()[0]
         raise TopcoatError(
@@ -268,6 +279,10 @@ KINDS: dict[str, Kind] = {
     "IA3": Kind(_write_ia3, _read_ia3, ("feedforward_modules",), _EVERYWHERE),
     "VERA": Kind(_write_vera, _read_vera, ("r",), _EVERYWHERE),
     "MISS": Kind(_write_miss, _read_miss, ("r",), _EVERYWHERE | {"init_weights": (True, False, None)}),
+    **{
+        name: Kind(write, read, PROMPT_NEEDS, PROMPT_MUST_BE, targeted=False)
+        for name, (write, read) in PROMPT_KINDS.items()
+    },
 }
 """What is read and written, by PEFT's name."""
 
@@ -280,5 +295,6 @@ WRITTEN_AS = {
     "ia3": "IA3",
     "vera": "VERA",
     "miss": "MISS",
+    **PROMPT_WRITTEN_AS,
 }
 """Our method -> PEFT's type."""
