@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,35 +76,63 @@ def command(
         print_json({"ok": True, "recipe": write, "output": output, **facts})
 
 
-def recipe_text(model: str, data: str, output: str, command_line: str) -> tuple[str, dict[str, Any]]:
-    """The recipe as commented YAML, and the facts it was decided from. Raises TopcoatError for unreadable data."""
+def recipe_text(
+    model: str,
+    data: str,
+    output: str,
+    command_line: str,
+    *,
+    facts: ModelFacts | None = None,
+    decided: Mapping[str, Choice] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """The recipe as commented YAML, and the facts it was decided from. Raises TopcoatError for unreadable data.
+
+    `facts` spares a look at the model's files. `decided` are settings of model, adapter and train that were chosen
+    elsewhere, such as "adapter.r" -> its line and why; they take the place of what would be written here, or join it.
+    """
     form, count, columns = recognise_rows(data)
-    facts = model_facts(model)
-    storage = choose_storage(facts, available_memory_bytes())
+    facts = facts or model_facts(model)
     size = f"{show_count(facts.parameters)} parameters" if facts.parameters else "size not known yet"
     held_out = (
         ("0.1", "share of the rows held out") if count >= FEWEST_TO_SPLIT else ("null", f"{count} rows are too few")
     )
+    decided = decided or {}
+    storage = decided.get("model.quantization") or choose_storage(facts, available_memory_bytes())
+    method = decided.get("adapter.method", Choice("method: lora", ""))
+    usual = {
+        "model.quantization": storage,
+        "adapter.method": method,
+        "adapter.r": Choice("r: 16", "width of the update: more learns more and costs more"),
+        "adapter.lora_alpha": Choice("lora_alpha: 32", "strength of the update: scale = lora_alpha / r = 2"),
+        "train.epochs": Choice("epochs: 3", ""),
+        "train.batch_size": Choice(
+            "batch_size: 16", "examples in one step; how they are split changes only speed and memory"
+        ),
+        "train.learning_rate": Choice("learning_rate: auto", _rate_reason(facts, method.line)),
+    }
+    if method.line == "method: full":
+        usual = {key: choice for key, choice in usual.items() if key not in ("adapter.r", "adapter.lora_alpha")}
+    lines = usual | dict(decided)
     text = f"""\
 # Train with: {command_line}
 # What is left out has a default; the run saves all of them. `topcoat schema` describes every setting.
 model:
   path: {_scalar(model)}  # {facts.kind}, {size}
-  {storage.line}  # {storage.reason}
-adapter:
-  method: lora
-  r: 16  # width of the update: more learns more and costs more
-  lora_alpha: 32  # strength of the update: scale = lora_alpha / r = 2
-data:
+{_section(lines, "model")}adapter:
+{_section(lines, "adapter")}data:
   train: {_scalar(data)}  # {count:,} rows, format {form}
 {columns}  validation: {held_out[0]}  # {held_out[1]}
-train:
-  epochs: 3
-  batch_size: 16  # examples in one step; how they are split changes only speed and memory
-  learning_rate: auto  # {_rate_reason(facts)}
-output: {_scalar(output)}
+{_section(lines, "data")}train:
+{_section(lines, "train")}{_section(lines, "evaluate", "evaluate:")}output: {_scalar(output)}
 """
     return text, {"format": form, "rows": count, "parameters": facts.parameters, "storage": storage.line}
+
+
+def _section(lines: Mapping[str, Choice], section: str, head: str = "") -> str:
+    """The lines of one section, each with its reason behind it, below `head` if there are any."""
+    chosen = [choice for key, choice in lines.items() if key.startswith(f"{section}.")]
+    said = [f"  {choice.line}" + (f"  # {choice.reason}" if choice.reason else "") for choice in chosen]
+    return "".join(f"{line}\n" for line in ([head] if head and chosen else []) + said)
 
 
 def recognise_rows(data: str) -> tuple[str, int, str]:
@@ -169,12 +198,13 @@ def choose_storage(facts: ModelFacts, available: int | None) -> Choice:
     )
 
 
-def _rate_reason(facts: ModelFacts) -> str:
+def _rate_reason(facts: ModelFacts, method: str = "method: lora") -> str:
     if facts.parameters is None:
         return "by the model's size"
     from topcoat.training.schedule import default_learning_rate
 
-    return f"{default_learning_rate('lora', facts.parameters):g} for LoRA at this size"
+    name, said = ("full", "full tuning") if method == "method: full" else ("lora", "LoRA")
+    return f"{default_learning_rate(name, facts.parameters):g} for {said} at this size"
 
 
 def data_name(data: str) -> str:
