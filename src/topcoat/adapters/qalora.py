@@ -91,6 +91,11 @@ class Qalora(Lora):
         """What `low` takes up, (O, I / S) float64: s / S B A."""
         return (self.scale / self.group) * (self.lora_B.double() @ self.lora_A.double())
 
+    @torch.no_grad()
+    def as_lora(self) -> tuple[Tensor, Tensor] | None:
+        A, B = self._both()
+        return A, self.scale * B
+
     def low_rank(self) -> list[LowRank] | str:
         return [LowRank(self.lora_A, self.lora_B, self.scale, 0, self.dropout, self.group)]
 

@@ -1,0 +1,71 @@
+"""An adapter for programs that read PEFT directories: a plain LoRA of one rank and scale wherever it is one.
+
+AdaLoRA, IEC, MiSS and QA-LoRA become the LoRA that computes the same; ranks and scales by linear become one rank, with
+zeros, and scale 1, because vLLM ignores both patterns. What is no LoRA (DoRA, VeRA, IA3, virtual tokens) is written in
+PEFT's own form of it. The directory is loaded again onto the base, and its logits are those of the trained adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from topcoat.adapters.attach import Adapters
+from topcoat.adapters.files import load_adapter, save_adapter
+from topcoat.data.render import Renderer
+from topcoat.errors import TopcoatError
+from topcoat.exporting.companions import write_companions
+from topcoat.exporting.plain_lora import of_one_rank
+from topcoat.exporting.proof import Proof, compare, logits_of
+from topcoat.files import publish_directory, write_file
+from topcoat.model.load import Base
+
+PROOF = "peft_proof.json"
+
+
+@dataclass(frozen=True)
+class PeftExport:
+    """What was written and how it was proved."""
+
+    folder: Path
+    rank: int | None
+    """Of the plain LoRA; None where the method is none."""
+    proof: Proof
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures and the verdict."""
+        return {"file": str(self.folder), "rank": self.rank} | self.proof.as_json()
+
+
+def export_peft(
+    base: Base, adapters: Adapters, out: Path, prompts: Sequence[Sequence[int]], say: Callable[[str], None]
+) -> PeftExport:
+    """Write the PEFT directory `out`, with tokenizer and template beside it.
+
+    Afterwards the model carries the adapter as it was read back. Raises Refused, with nothing left behind, when it does
+    not compute what was trained.
+    """
+    if not prompts:
+        raise TopcoatError("there are no prompts to prove the files on", fix="give at least one, as token ids")
+    base.model.eval()
+    expected = logits_of(base.model, prompts)
+    plain = of_one_rank(adapters)
+    identity = base.identity.model_dump()
+    with publish_directory(out) as folder:
+        rank = plain.config.model_dump()["r"] if plain is not None else None
+        say(f"writing {adapters.config.method}" if plain is None else f"writing a LoRA of rank {rank} and scale 1")
+        save_adapter(plain or adapters, folder, base.settings.path, identity)
+        write_companions(base.source, base.tokenizer, folder, Renderer(base.tokenizer).template, generation=False)
+        say(f"proving it on {len(prompts)} held-out prompts")
+        adapters.detach()
+        load_adapter(base.model, folder, identity)
+        proof = compare(expected, logits_of(base.model, prompts), torch.float32)
+        proof.require(f"the adapter in {out}")
+        done = PeftExport(out, rank, proof)
+        write_file(folder / PROOF, json.dumps(done.as_json(), indent=2) + "\n")
+    return done
