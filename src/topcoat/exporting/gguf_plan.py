@@ -20,6 +20,7 @@ from topcoat.exporting.gguf_file import FLOATS, Slot, encode, kind_of
 from topcoat.exporting.gguf_layout import GgufLayout, layout_of
 from topcoat.exporting.gguf_metadata import model_metadata, require_same_model
 from topcoat.exporting.gguf_vocabulary import copied_metadata, vocabulary_metadata
+from topcoat.exporting.integer_model import linears_of
 from topcoat.exporting.integers import as_q4_1, merged_integers, with_halves
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.model.gguf_source import GgufSource, GgufTensor
@@ -39,12 +40,7 @@ class GgufPlan:
     def __init__(self, base: Base, adapters: Adapters, wanted: str | None) -> None:
         self.base, self.adapters = base, adapters
         self.layout: GgufLayout = layout_of(base.source.config)
-        self.linears: dict[str, FrozenLinear | Adapter] = {
-            path: module
-            for path, module in base.model.named_modules()
-            if isinstance(module, FrozenLinear) and not path.endswith(".base")
-        }
-        self.linears |= adapters.layers
+        self.linears = linears_of(base, adapters)
         own = _NAMES[output_dtype(base)]
         fits = _all_integers(self.linears)
         self.kind = wanted or ("Q4_1" if fits else "F16" if own == "F32" else own)

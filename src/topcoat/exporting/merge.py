@@ -16,6 +16,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
 from topcoat.exporting.companions import write_companions
+from topcoat.exporting.integer_model import QUANTIZATION, integer_tensors, keeps_integers
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.exporting.proof import Proof, compare, logits_of
 from topcoat.exporting.shards import write_shards
@@ -23,7 +24,7 @@ from topcoat.files import publish_directory, write_file
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.quant.dense import NAMES
-from topcoat.quant.settings import DenseConfig
+from topcoat.quant.settings import DenseConfig, StoredConfig
 
 
 def merge_model(
@@ -42,21 +43,28 @@ def merge_model(
     base.model.eval()
     expected = logits_of(base.model, prompts)
     with publish_directory(out) as temporary:
-        say(f"writing {NAMES[dtype]} weights")
+        kept = keeps_integers(adapters)
+        say("writing the integers as they were trained" if kept else f"writing {NAMES[dtype]} weights")
         write_model(base, adapters, temporary)
         say(f"proving it on {len(prompts)} held-out prompts")
-        proof = prove(temporary, expected, base, prompts)
+        proof = prove(temporary, expected, base, prompts, StoredConfig() if kept else None)
         proof.require(f"the merged model in {out}")
         write_file(temporary / "merge_proof.json", json.dumps(proof.as_json(), indent=2) + "\n")
     return proof
 
 
-def prove(folder: Path, expected: Sequence[Tensor], base: Base, prompts: Sequence[Sequence[int]]) -> Proof:
+def prove(
+    folder: Path,
+    expected: Sequence[Tensor],
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    stored: StoredConfig | None = None,
+) -> Proof:
     """Load the model in `folder` from disk and compare its logits with the `expected` ones, computed by `base`."""
     dtype = output_dtype(base)
     settings = ModelSettings(
         path=str(folder),
-        quantization=DenseConfig.model_validate({"format": NAMES[dtype]}),
+        quantization=stored or DenseConfig.model_validate({"format": NAMES[dtype]}),
         compute_dtype="fp32",
         device=base.settings.device,
         attention=base.settings.attention,
@@ -66,10 +74,12 @@ def prove(folder: Path, expected: Sequence[Tensor], base: Base, prompts: Sequenc
 
 def write_model(base: Base, adapters: Adapters, folder: Path) -> None:
     """Weights, config, tokenizer, template and licence of base + adapter, into the existing `folder`."""
-    dtype = output_dtype(base)
-    write_shards(merged_tensors(base, adapters, dtype), folder)
+    dtype, kept = output_dtype(base), keeps_integers(adapters)
+    write_shards((integer_tensors if kept else merged_tensors)(base, adapters, dtype), folder)
     config = base.source.config.to_dict()
     config.pop("quantization_config", None)
+    if kept:
+        config["quantization_config"] = dict(QUANTIZATION)
     config |= {"dtype": str(dtype).removeprefix("torch."), "architectures": [base.identity.architecture]}
     write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     write_companions(base.source, base.tokenizer, folder, Renderer(base.tokenizer).template)
