@@ -7,7 +7,6 @@ size stays for the rest of the run and is part of `Progress`, so that a resumed 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +14,7 @@ import torch
 
 from topcoat.data.batches import Batch
 from topcoat.errors import Refused
+from topcoat.training.memory import free_leftovers
 
 if TYPE_CHECKING:
     from topcoat.training.loop import Training
@@ -81,10 +81,3 @@ def is_out_of_memory(error: Exception) -> bool:
 def first_line(error: Exception) -> str:
     """What the allocator said, in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def free_leftovers() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -25,6 +25,7 @@ from topcoat.errors import Interrupted
 from topcoat.training.guards import FiniteGuard, require_gradients
 from topcoat.training.halving import within_memory
 from topcoat.training.loss_scale import LossScale
+from topcoat.training.memory import free_leftovers
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.rng import private_randomness, seed_micro_batch
 from topcoat.training.schedule import learning_rate, warmup_steps
@@ -130,6 +131,7 @@ def probe(run: Training) -> None:
     What it touches stays allocated, so the steps after it are no slower than the rest. It also checks that every
     trainable parameter is reached (pitfalls P07, P23). Raises Refused where one example alone does not fit.
     """
+    free_leftovers()  # of loading and checking
     within_memory(run, [run.steps.worst()], lambda: [run.steps.worst()], lambda batches: _probe(run, batches[0]))
     run.probed = True
 

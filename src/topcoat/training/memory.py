@@ -1,7 +1,9 @@
-"""How much memory the process holds: resident bytes on a CPU, allocated bytes on a GPU."""
+"""How much memory the process holds: resident bytes on a CPU, allocated bytes on a GPU; and giving back what is free."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -25,3 +27,18 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def free_leftovers() -> None:
+    """Give memory that nothing refers to any more back to the device and the system.
+
+    The C library keeps freed pieces of less than 32 MiB for later. After loading and checking a model of 135 M
+    parameters that is 80 MB (glibc 2.36), which the first step would not fill, since its buffers have other sizes.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,193 @@
+"""Predicted and measured peak memory over a grid of runs, each in a fresh process.
+
+    python -m bench.plan.run [--coarse] [--only TEXT] [--again] [--keep]
+
+Of every point `topcoat plan` is asked for the peak, then `topcoat train` runs two steps of the same recipe, and its
+high-water mark of resident memory is what the kernel tells of the process that ended (ru_maxrss). A row stays in
+bench/plan/results/cpu.json until the sources that decide memory, the point or torch change; predictions are made anew
+every time. `--keep` keeps rows of other sources. One process at a time, no torch in this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.machine import Watch
+from bench.plan.points import COARSE, GRID, Point
+from topcoat.planning.machine import machine
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / "bench" / ".cache"
+RESULTS = Path(__file__).parent / "results" / "cpu.json"
+DECIDE = ("adapters", "data", "kernels", "model", "quant", "runs", "training")
+"""Folders of the package whose code decides how much memory a run takes."""
+LIMIT = 14 * 2**30
+"""Bytes; a point that is predicted to take more is left out."""
+
+Row = dict[str, Any]
+
+
+class Failed(Exception):
+    """A command that ended with an error; the message is the end of what it said."""
+
+
+def sources() -> str:
+    """Digest of the code that decides memory."""
+    digest = hashlib.sha256()
+    for folder in DECIDE:
+        for file in sorted((ROOT / "src" / "topcoat" / folder).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def topcoat(arguments: Sequence[str], log: Path) -> tuple[int, str, int, float]:
+    """Run the command line: exit code, standard output, peak bytes, seconds."""
+    began = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with log.open("a") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "topcoat.cli.main", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert process.stdout is not None
+        text = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, text, usage.ru_maxrss * 1024, time.monotonic() - began
+
+
+def predict(recipe: Path, log: Path) -> Row:
+    """What `topcoat plan` says. Raises Failed where it says nothing."""
+    code, text, _, _ = topcoat(["plan", str(recipe), "--device", "cpu", "--json"], log)
+    if code not in (0, 1):
+        raise Failed(f"topcoat plan {recipe} ended with {code}: {text[-600:]}{log.read_text()[-600:]}")
+    found: Row = json.loads(text)
+    return {
+        "predicted_bytes": found["peak_bytes"],
+        "predicted_step_s": found["step_seconds"],
+        "lines": {line["name"]: line["bytes"] for line in found["lines"]},
+        "phases": found["phases"],
+    }
+
+
+def measure(recipe: Path, output: Path, log: Path) -> Row:
+    """Train once and learn the peak and the time of a step. Raises Failed where it does not finish."""
+    watch = Watch.begin([])
+    code, text, peak, seconds = topcoat(["train", str(recipe)], log)
+    if code:
+        raise Failed(f"topcoat train {recipe} ended with {code}: {text[-600:]}{log.read_text()[-600:]}")
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["tokens"] / row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
+    plan = json.loads((output / "plan.json").read_text())
+    return {
+        "measured_bytes": peak,
+        "started_bytes": plan["peak_bytes"],
+        "step_s": min(steps),
+        "tokens": max(row["tokens"] for row in rows if "tokens" in row),
+        "seconds": round(seconds, 1),
+        "busy_cores": watch.end()["other_load"],
+    }
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Median and worst of the errors' sizes."""
+    errors = [abs(row["error"]) for row in rows]
+    return {"median_error": statistics.median(errors), "worst_error": max(errors)} if errors else {}
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """The whole file at once: an interrupted write leaves the old one."""
+    facts = machine(ask_torch=False)
+    said = {"cpu": facts.cpu, "cores": facts.usable_cores, "memory_bytes": facts.memory_bytes}
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    found = {"points": len(rows), **summary(rows), "machine": said, "versions": versions, "rows": list(rows)}
+    beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def read(path: Path) -> dict[str, Row]:
+    """Name -> row of what was measured before."""
+    return {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+
+
+def prepared(point: Point, cache: Path) -> tuple[Path, Path, Path]:
+    """Recipe, output and log of a point; its model and rows are made in a process of their own, for they need torch."""
+    folder = cache / "plan" / point.name.replace(" ", "_").replace("/", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "bench.plan.models", point.model, str(point.length), str(cache)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    model, data = done.stdout.splitlines()[-2:]
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps(point.recipe(model, data, str(folder / "run"))))  # JSON is YAML
+    return recipe, folder / "run", folder / "log"
+
+
+def grid(points: Sequence[Point], path: Path, *, again: bool, keep: bool, cache: Path = CACHE) -> None:
+    """Measure what has not been measured; write after every point."""
+    found = read(path)
+    code = sources()
+    rows: list[Row] = []
+    for point in points:
+        recipe, output, log = prepared(point, cache)
+        log.write_text("")
+        row = {"name": point.name, **predict(recipe, log)}
+        old = found.get(point.name, {})
+        same = old.get("torch") == version("torch") and (keep or old.get("sources") == code)
+        if old and same and not again:
+            row = {**old, **row}
+        elif row["predicted_bytes"] > LIMIT:
+            print(f"{point.name}: left out, it would take {row['predicted_bytes'] / 2**30:.1f} GiB", flush=True)
+            continue
+        else:
+            shutil.rmtree(output, ignore_errors=True)
+            try:
+                row |= {**measure(recipe, output, log), "sources": code, "torch": version("torch")}
+            except Failed as error:
+                print(f"{point.name}: {error}", flush=True)
+                continue
+            shutil.rmtree(output)
+        row["error"] = row["predicted_bytes"] / row["measured_bytes"] - 1
+        print(
+            f"{row['name']:44} predicted {row['predicted_bytes'] / 1e6:7,.0f} MB  measured "
+            f"{row['measured_bytes'] / 1e6:7,.0f} MB  {row['error']:+6.1%}  start {row['started_bytes'] / 1e6:7,.0f}",
+            flush=True,
+        )
+        found[point.name] = row
+        rows.append(row)
+        write(list(found.values()), path)
+    print({name: f"{value:.1%}" for name, value in summary(rows).items()})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coarse", action="store_true", help="the twelve points that take minutes")
+    parser.add_argument("--only", default="", help="points whose name holds this text")
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured")
+    parser.add_argument("--keep", action="store_true", help="keep rows that other sources measured")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(argv)
+    points = [point for point in (COARSE if options.coarse else GRID) if options.only in point.name]
+    grid(points, options.results, again=options.again, keep=options.keep)
+
+
+if __name__ == "__main__":
+    main()
