@@ -29,7 +29,7 @@ from topcoat.adapters.prompt_layout import Layout
 from topcoat.adapters.prompt_tuning import mlp, started
 from topcoat.adapters.settings import PrefixTuningConfig, PTuningV2Config
 from topcoat.adapters.start import Start
-from topcoat.adapters.virtual_tokens import NAME, VirtualTokens, decoder_of
+from topcoat.adapters.virtual_tokens import NAME, VirtualTokens, by_name, decoder_of
 from topcoat.errors import TopcoatError
 
 CACHES = ("past_key_values", "layer_past")
@@ -51,8 +51,10 @@ class Heads:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Heads:
-        """From the model's config, as PEFT reads it."""
+        """From the model's config, as PEFT reads it. Raises TopcoatError for one without attention."""
         config: Any = model.config
+        if not getattr(config, "num_attention_heads", None):
+            raise _no_place(f"{type(model).__name__} has no attention")
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(config.num_hidden_layers, heads, width)
@@ -130,9 +132,8 @@ class _Hook:
         now = self.prefix._now
         if now is None or not self.prefix.enabled:
             return None
-        bound = self.signature.bind_partial(*args, **kwargs)
-        bound.arguments[self.name] = _Replacing(bound.arguments.get(self.name), now, self.layer)
-        return bound.args, bound.kwargs
+        given = by_name(self.signature, args, kwargs)
+        return (), given | {self.name: _Replacing(given.get(self.name), now, self.layer)}
 
 
 class _Replacing(DynamicCache):

@@ -87,7 +87,7 @@ class VirtualTokens(nn.Module, ABC):
         self.entered(None, None)
         if not self.enabled:
             return None
-        given = _by_name(self.signature, args, kwargs)
+        given = by_name(self.signature, args, kwargs)
         cache = given.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:  # the virtual tokens are in it
             return (), given | self._beside_cache(given)
@@ -159,7 +159,7 @@ def virtual_tokens(model: nn.Module) -> int:
     return sum(module.count for module in model.children() if isinstance(module, VirtualTokens) and module.enabled)
 
 
-def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call as keywords."""
     given = dict(signature.bind_partial(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
