@@ -218,7 +218,7 @@ def test_settings_that_leave_nothing_to_share_out_are_refused():
         with pytest.raises(ValueError, match=f"target_r is {target_r}, and init_r 8 leaves no rank to take away"):
             AdaloraConfig(init_r=init_r, target_r=target_r)
     for wrong in ({"init_r": 0}, {"target_r": 0}, {"beta1": 1.0}, {"deltaT": 0}, {"orth_reg_weight": -1}):
-        with pytest.raises(ValueError, match="greater than|less than"):
+        with pytest.raises(ValueError, match=r"greater than|less than"):
             AdaloraConfig(**wrong)
 
 

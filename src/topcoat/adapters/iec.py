@@ -61,11 +61,11 @@ class Iec(Lora):
 
     def _pool(self) -> Tensor:
         """M (R, I)."""
-        return averages(self.config.r, self.base.in_features, self.lora_A.device)
+        return averages(self.config.r, self.base.in_features, self.lora_A)
 
     def _spread(self) -> Tensor:
         """N (O, R)."""
-        return averages(self.base.out_features, self.config.r, self.lora_B.device)
+        return averages(self.base.out_features, self.config.r, self.lora_B)
 
     def low_rank(self) -> list[LowRank] | str:
         if self.dropout:
@@ -74,8 +74,11 @@ class Iec(Lora):
         return [LowRank(A.detach(), B.detach(), self.scale, 0, factors=self._both)]
 
 
-def averages(rows: int, columns: int, device: torch.device) -> Tensor:
-    """(rows, columns) that takes means over gcd(rows, columns) groups of neighbours and repeats each in a row."""
+def averages(rows: int, columns: int, like: Tensor) -> Tensor:
+    """(rows, columns) that takes means over gcd(rows, columns) groups of neighbours and repeats each in a row.
+
+    On the device and in the dtype of `like`.
+    """
     groups = math.gcd(rows, columns)
-    each = torch.eye(groups, device=device) * (groups / columns)
+    each = torch.eye(groups, device=like.device, dtype=like.dtype) * (groups / columns)
     return each.repeat_interleave(rows // groups, 0).repeat_interleave(columns // groups, 1)
