@@ -125,7 +125,9 @@ WRONG = {
     "open quote": ("a.csv", 'a,b\n1,"2\n', "a.csv line 2: is not a record: a quote is opened and never closed"),
     "same column": ("a.tsv", "a\ta\n1\t2\n", "a.tsv names the column 'a' twice"),
     "unknown kind": ("a.xlsx", b"PK", "the extension '.xlsx' of a.xlsx is not one of a file of rows"),
-    "plain text": ("a.txt", "Hello", "plain text goes into a .jsonl file"),
+    "a binary called text": ("a.txt", "Hello\0", "holds NUL bytes (first at byte 5)"),
+    "text in Latin-1": ("a.md", "caf\u00e9".encode("latin-1"), "is not UTF-8: byte 0xe9 in line 1"),
+    "blank text": ("a.txt", " \n\n", "holds nothing but white space"),
     "no extension": ("data", "Hello", "the extension '' of data"),
     "gz of nothing": ("a.gz", gzip.compress(b"x"), "the extension '' of a.gz"),
 }

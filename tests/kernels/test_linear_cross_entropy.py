@@ -100,3 +100,27 @@ def test_logits_that_overflow_an_exponential_are_no_trouble():
     truth = linear_cross_entropy_reference(hidden.double() * 1e4, weight.double(), targets)
     assert off(loss, truth) < 1e-5
     assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("softcap", [None, 4.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_label_smoothing_is_torchs_in_loss_and_gradients(softcap, dtype):
+    hidden, weight, targets = drawn(70, 24, 500, dtype)
+    rest = softcap, 1.5, 0.1
+    truth = graded(linear_cross_entropy_reference, hidden.double(), weight.double(), targets, *rest)
+    plain = graded(linear_cross_entropy_reference, hidden.double(), weight.double(), targets, softcap, 1.5)
+    found = graded(linear_cross_entropy, hidden, weight, targets, softcap, 32, 1.5, 0.1)
+    most = 1e-5 if dtype == torch.float32 else 2.0**-6
+    assert all(off(f, t) < most for f, t in zip(found, truth, strict=True))
+    assert off(plain[0], truth[0]) > 1e-3  # the smoothing shows in the loss
+    assert off(plain[1], truth[1]) > 1e-3
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_gradient_with_label_smoothing_is_right_in_double_precision(softcap):
+    hidden, weight, targets = drawn(5, 4, 7, torch.float64)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, softcap, 2, 1.3, 0.2), (hidden, weight)
+    )

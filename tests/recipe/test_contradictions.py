@@ -63,7 +63,7 @@ def test_null_contradicts_nothing(load):
         (
             "model: tiny.gguf\ndata: tickets.jsonl",
             "model is tiny.gguf, which is not there; expected a model directory or a .gguf file",
-            "the current directory has base, folder, held.jsonl, notes.txt, r.yaml, tickets.jsonl",
+            "the current directory has base, folder, held.jsonl, notes.rtf, r.yaml, tickets.jsonl",
         ),
         (
             "model: folder\ndata: tickets.jsonl",
@@ -71,8 +71,8 @@ def test_null_contradicts_nothing(load):
             "name the file itself: folder/x.gguf",
         ),
         (
-            "model: notes.txt\ndata: tickets.jsonl",
-            "model is notes.txt, which is not a .gguf file",
+            "model: notes.rtf\ndata: tickets.jsonl",
+            "model is notes.rtf, which is not a .gguf file",
             "name its folder: .",
         ),
         (
@@ -86,9 +86,9 @@ def test_null_contradicts_nothing(load):
             None,
         ),
         (
-            "model: ./base\ndata: notes.txt",
-            "data is notes.txt, whose ending names no known kind of rows",
-            "endings read: .jsonl, .json, .csv, .tsv, .parquet, each also with .gz, .bz2, .xz or .zst behind it",
+            "model: ./base\ndata: notes.rtf",
+            "data is notes.rtf, whose ending names no known kind of rows",
+            "endings read: .jsonl, .json, .csv, .tsv, .parquet, .txt, .md, each also with .gz, .bz2, .xz or .zst behind it",
         ),
         ("model: ./base\ndata: .", "data is ., which is a folder", "name one file, such as held.jsonl"),
         (
@@ -111,7 +111,7 @@ def test_null_contradicts_nothing(load):
 def test_missing_files_are_told_by_near_names(desk, refused, base, what, fix):
     (desk / "folder").mkdir()
     (desk / "folder" / "x.gguf").write_text("")
-    (desk / "notes.txt").write_text("")
+    (desk / "notes.rtf").write_text("")
     [(said, where, advice)] = refused("", base=base + "\noutput: o\n")
     assert said == what
     assert where in ("r.yaml line 1", "r.yaml line 2")

@@ -43,11 +43,12 @@ SAMPLE = {
     "train.recompute": "block",
     "train.optimizer": "adamw_8bit",
     "train.optimizer_folder": "folder",
+    "train.objective": "sft",
     "train.report_to": ["wandb"],
     "train.learning_rate": 1e-4,
     "output": "o",
 }
-FRACTIONS = ("train.warmup_ratio", "train.weight_decay", "train.adam_beta1", "train.adam_beta2")
+FRACTIONS = ("train.warmup_ratio", "train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.label_smoothing")
 
 
 def sample(name: str) -> object:

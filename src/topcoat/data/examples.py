@@ -25,11 +25,15 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """One file's rows: its store, its name for people, and its weight in a mixture (None: each row once an epoch)."""
+    """One file's rows: its store, its name for people, and its weight in a mixture (None: each row once an epoch).
+
+    `answers` (rows, K) float64 is what the rows are labelled with, where documents and not tokens are what is learned.
+    """
 
     store: Store
     file: str
     weight: float | None = None
+    answers: NDArray[np.float64] | None = None
 
 
 class Examples(Sequence[Example]):
@@ -123,6 +127,21 @@ class Examples(Sequence[Example]):
             found[mine] = part.store.rows[name][self.row[mine]]
         return found
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the rows have labels: documents are learned, not tokens."""
+        return any(part.answers is not None for part in self.parts)
+
+    def answers(self, chosen: Index) -> NDArray[np.float64]:
+        """What the examples at these indices are labelled with (N, K)."""
+        width = next((part.answers.shape[1] for part in self.parts if part.answers is not None), 0)
+        found = np.zeros((len(chosen), width))
+        for number, part in enumerate(self.parts):
+            mine = self.part[chosen] == number
+            if part.answers is not None:
+                found[mine] = part.answers[self.row[chosen][mine]]
+        return found
+
     @cached_property
     def is_cut(self) -> NDArray[np.bool_]:
         """Whether an example is less than its row."""
@@ -133,7 +152,9 @@ class Examples(Sequence[Example]):
     def targets(self) -> NDArray[np.int32]:
         """Labels that count, of each example."""
         counts = self.column("targets").astype(np.int32)
-        for index in np.flatnonzero(self.is_cut):
+        everything = counts == self.column("length") - 1  # of the row is trained, and so of every piece of it
+        counts[everything] = np.maximum(self.lengths[everything] - 1, 0)
+        for index in np.flatnonzero(self.is_cut & ~everything):
             counts[index] = int(self.tokens(int(index))[1][1:].sum())
         return counts
 
@@ -167,6 +188,9 @@ class Examples(Sequence[Example]):
         view = hashlib.sha256()
         for array in (self.part, self.row, self.first, self.lengths):
             view.update(np.ascontiguousarray(array).tobytes())
+        for part in self.parts:
+            if part.answers is not None:
+                view.update(np.ascontiguousarray(part.answers).tobytes())
         return [*(part.store.identity for part in self.parts), view.hexdigest()]
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TEXTS = (".txt", ".md")
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", *TEXTS)
 PACKINGS = (".gz", ".bz2", ".xz", ".zst")
 ENDINGS = f"{', '.join(KINDS)}, each also with {', '.join(PACKINGS[:-1])} or {PACKINGS[-1]} behind it"
 """What the name of a file of rows ends in."""

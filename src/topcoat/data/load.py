@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from topcoat.data.cache import Cache, cache_folder
 from topcoat.data.columns import columns_of
 from topcoat.data.examples import Examples, Part, Places
-from topcoat.data.overlong import choose_max_length, fit
+from topcoat.data.labels import LABELLED, Labels, read_labels
+from topcoat.data.overlong import WINDOW, choose_max_length, fit
+from topcoat.data.plain_rows import require_text
 from topcoat.data.prepare import Preparation, prepare
 from topcoat.data.progress import Bar
-from topcoat.data.render import Renderer
+from topcoat.data.render import DOCUMENT, Renderer
 from topcoat.data.report import DataReport
 from topcoat.data.rows import BadRows
 from topcoat.data.settings import DataSettings
@@ -39,6 +41,14 @@ class Dataset:
     report: DataReport
     renderer: Renderer
     max_length: int
+    labels: Labels | None = None
+    """What the rows are labelled with, where documents and not tokens are what is learned."""
+
+    def label_counts(self) -> list[int]:
+        """Training rows of each label (K,)."""
+        assert self.labels is not None
+        numbers = self.train.answers(np.arange(len(self.train)))[:, 0].astype(np.int64)
+        return np.bincount(numbers, minlength=self.labels.outputs).tolist()  # type: ignore[no-any-return]
 
     @property
     def weights(self) -> list[float] | None:
@@ -47,8 +57,11 @@ class Dataset:
         return found or None
 
     def identity(self) -> str:
-        """SHA-256 of what decides every token that is trained or validated."""
-        return hashlib.sha256(repr([self.train.identity(), self.validation.identity()]).encode()).hexdigest()
+        """SHA-256 of what decides every token and label that is trained or validated."""
+        whole: list[object] = [self.train.identity(), self.validation.identity()]
+        if self.labels is not None:
+            whole.append(self.labels.names)
+        return hashlib.sha256(repr(whole).encode()).hexdigest()
 
 
 def bytes_of(dataset: Dataset) -> int:
@@ -66,12 +79,14 @@ def load_data(
     *,
     context_length: int,
     seed: int,
+    objective: str = "sft",
     vocab_rows: int | None = None,
     chat_template: str | None = None,
     bar: Bar | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """Examples of a run. `vocab_rows` are the rows of the model's embedding; None leaves token ids unchecked.
+    """Examples of a run that learns `objective`. `vocab_rows` are those of the model's embedding; None leaves token ids
+    unchecked.
 
     `bar` shows what takes over two seconds; `check` is called while another process is waited for, and may raise.
 
@@ -81,15 +96,17 @@ def load_data(
     """
     columns = columns_of(settings)
     renderer = Renderer(tokenizer, chat_template, settings.allow)
-    preparation = Preparation(
-        tokenizer, chat_template, renderer, settings.format, columns, settings.loss_on, settings.allow
-    )
+    plain = objective != "sft"  # rows are plain texts
+    form = require_text(settings, columns, objective) if plain else settings.format
+    labels = read_labels(settings, objective) if objective in LABELLED else None
+    loss_on = settings.loss_on if not plain else "all" if labels is None else DOCUMENT
+    preparation = Preparation(tokenizer, chat_template, renderer, form, columns, loss_on, settings.allow)
     notes: list[str] = []
     cache = Cache(cache_folder() / "data" if settings.cache else None, notes, check)
 
     def parts(files: Sequence[tuple[str, float | None]], held_out: bool) -> list[Part]:
         return [
-            Part(prepare(file, preparation, texts=held_out, cache=cache, bar=bar), file, weight)
+            _labelled(Part(prepare(file, preparation, texts=held_out, cache=cache, bar=bar), file, weight), labels)
             for file, weight in files
         ]
 
@@ -98,10 +115,11 @@ def load_data(
     validation = train.take(np.zeros(0, np.int64))
     if isinstance(settings.validation, str):
         validation = Examples.whole(parts([(settings.validation, None)], True))
-    elif settings.validation is not None:
+    elif settings.validation is not None and (len(train) > 1 or objective != "completion"):
         held = hold_out(train.column("content"), settings.validation, seed)
         train, validation = train.take(~held), train.take(held)
-    report = _report(settings, renderer, [*trained, *validation.parts], notes)
+    report = _report(settings, renderer, [*trained, *validation.parts], notes, loss_on)
+    report.notes += labels.notes if labels is not None else ()
     everything = train + validation
     for event, flag in FLAGGED.items():
         report.events[event] += Places.of(everything.take((everything.column("flags") & flag) != 0))
@@ -109,19 +127,43 @@ def load_data(
         _check_ids(everything, vocab_rows, tokenizer)
     at = int(everything.lengths.argmax())
     report.longest, report.longest_row = int(everything.lengths[at]), everything.place(at)
-    max_length = choose_max_length(settings.max_length, report.longest, context_length)
-    if settings.overlong == "error":
-        fit(everything, max_length, settings.overlong, context_length, report)  # says both parts at once
-    train = _with_targets(fit(train, max_length, settings.overlong, context_length, report), report, settings)
+    windowed = objective == "completion"
+    max_length = choose_max_length(settings.max_length, report.longest, context_length, WINDOW if windowed else None)
+    overlong = "windows" if windowed and settings.overlong == "split" else settings.overlong
+    if overlong == "error":
+        fit(everything, max_length, overlong, context_length, report)  # says both parts at once
+    train = _with_targets(fit(train, max_length, overlong, context_length, report), report, settings)
     if len(validation):
-        kept = fit(validation, max_length, settings.overlong, context_length, report)
-        validation = _with_targets(kept, report, settings)
-    if "no_stop_token" not in settings.allow:
+        validation = _with_targets(fit(validation, max_length, overlong, context_length, report), report, settings)
+    elif windowed and isinstance(settings.validation, float):
+        train, validation = _hold_out_the_end(train, settings.validation, report)
+    if "no_stop_token" not in settings.allow and not plain:
         _check_stops(train, renderer)
     if settings.loss_on != "all" and report.format != "text" and "all_trained" not in settings.allow:
         _check_context(train)
     _count(report, train, validation, len(rows), max_length)
-    return Dataset(train, validation, report, renderer, max_length)
+    return Dataset(train, validation, report, renderer, max_length, labels)
+
+
+def _labelled(part: Part, labels: Labels | None) -> Part:
+    """The part with what its rows are labelled with. Raises TopcoatError if the file was changed in between."""
+    if labels is None:
+        return part
+    answers = labels.values[part.file]
+    if len(answers) != part.store.n_rows:
+        raise TopcoatError(f"{part.file} was changed while it was read", part.file, "wait until it is written")
+    return replace(part, answers=answers)
+
+
+def _hold_out_the_end(windows: Examples, share: float, report: DataReport) -> tuple[Examples, Examples]:
+    """The windows of one document, and the last of them to validate with. Raises TopcoatError for a single window."""
+    n = len(windows)
+    if n < 2:
+        fix = "lower data.max_length, set data.validation: null, or name a file of validation text"
+        raise TopcoatError("one text of one window cannot be divided into training and validation", "data", fix)
+    held = min(n - 1, max(1, round(share * n)))
+    report.notes.append(f"one document: its last {held:,} of {n:,} windows are held out")
+    return windows[: n - held], windows[n - held :]
 
 
 def hold_out(contents: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.bool_]:
@@ -156,7 +198,9 @@ def _drawn(contents: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _report(settings: DataSettings, renderer: Renderer, parts: Sequence[Part], notes: list[str]) -> DataReport:
+def _report(
+    settings: DataSettings, renderer: Renderer, parts: Sequence[Part], notes: list[str], loss_on: str
+) -> DataReport:
     """The report with what is known of the files."""
     first = parts[0].store.found
     by_file = {part.file: part.store.found for part in parts}
@@ -165,7 +209,7 @@ def _report(settings: DataSettings, renderer: Renderer, parts: Sequence[Part], n
         first["form"],
         renderer.chat.source,
         list(renderer.stop_tokens),
-        settings.loss_on,
+        loss_on,
         settings.overlong,
     )
     report.notes += notes
@@ -191,7 +235,7 @@ def _with_targets(examples: Examples, report: DataReport, settings: DataSettings
     Raises:
         Refused: none has.
     """
-    has_target = examples.targets > 0
+    has_target = np.ones(len(examples), np.bool_) if examples.labelled else examples.targets > 0
     report.events["no_target"] += Places.of(examples.take(~has_target))
     if has_target.all() and len(examples):
         return examples
@@ -242,6 +286,6 @@ def _count(report: DataReport, train: Examples, validation: Examples, rows: int,
     report.rows, report.max_length = rows, max_length
     report.train_examples, report.validation_examples = len(train), len(validation)
     report.tokens = int(train.lengths.sum(dtype=np.int64))
-    report.target_tokens = int(train.targets.sum(dtype=np.int64))
+    report.target_tokens = len(train) if train.labelled else int(train.targets.sum(dtype=np.int64))
     leaked = np.isin(validation.column("tokens"), train.column("tokens"))
     report.events["leaked"] += Places.of(validation.take(leaked))

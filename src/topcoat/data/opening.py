@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from topcoat.data.lines import ENDINGS, KINDS, BadFile, names_rows
+from topcoat.data.lines import ENDINGS, KINDS, TEXTS, BadFile, names_rows
 from topcoat.errors import TopcoatError
 
 CHUNK_BYTES = 2**20
@@ -72,6 +72,10 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
 """First bytes of files that hold no rows we read -> what the file is, and what to do."""
 
 
+WORDS = (b"BZh", b"PAR1", b"ARROW1", b"ORC", b"GGUF")
+"""Of these, those that a plain text may begin with."""
+
+
 def kind_of(path: Path) -> tuple[str, str]:
     """(one of KINDS, an ending of PACKED or "") by the name of the file: (".jsonl", ".gz") for "a.jsonl.gz".
 
@@ -84,7 +88,7 @@ def kind_of(path: Path) -> tuple[str, str]:
     kind = suffixes[-1] if suffixes else ""
     if kind in KINDS:
         return kind, packed
-    hint = '; plain text goes into a .jsonl file, one {"text": ...} object a line' if kind == ".txt" else ""
+    hint = ""
     if kind in PACKED:
         hint = "; it is packed twice: unpack it once"
     if kind in (".xlsx", ".xls", ".ods"):
@@ -209,6 +213,8 @@ def _checked(stream: io.BufferedReader[Any], kind: str, packed: str) -> io.Buffe
     head = stream.peek(64)[:64]
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if kind != ".parquet" else head
     for start, what, fix in MAGIC:
+        if kind in TEXTS and start in WORDS:
+            continue
         if text.startswith(start) and not (kind == ".parquet" and start == b"PAR1"):
             inside = "holds, unpacked, " if packed else "is "
             raise BadFile(f"{inside}{what}", "unpack it once" if packed and what.startswith("packed") else fix)

@@ -13,8 +13,12 @@ from topcoat.errors import TopcoatError
 from topcoat.units import show_percent
 
 
-def choose_max_length(setting: int | str, longest: int, context_length: int) -> int:
-    """The limit in effect: the setting, or for "auto" the longest example, capped at the model's context.
+WINDOW = 2048
+"""Most tokens of a window of plain text where data.max_length is auto."""
+
+
+def choose_max_length(setting: int | str, longest: int, context_length: int, most: int | None = None) -> int:
+    """The limit in effect: the setting, or for "auto" the longest example, capped at the model's context and `most`.
 
     Raises:
         TopcoatError: the setting is beyond the model's context.
@@ -24,11 +28,14 @@ def choose_max_length(setting: int | str, longest: int, context_length: int) -> 
             what = f"data.max_length is {setting:,}, but the model's context is {context_length:,} tokens"
             raise TopcoatError(what, "data.max_length", f"set it to {context_length} or less, or to auto")
         return setting
-    return min(longest, context_length)
+    return min(longest, context_length, most or context_length)
 
 
 def fit(examples: Examples, max_length: int, overlong: str, context_length: int, report: DataReport) -> Examples:
     """The examples, none longer than `max_length`; what was done to them is written into `report`.
+
+    `overlong` is the setting, or "windows": pieces of which each begins with the last token of the one before, so that
+    every token but a document's first is predicted, once.
 
     Raises:
         TopcoatError: some are longer and `overlong` is "error".
@@ -39,21 +46,27 @@ def fit(examples: Examples, max_length: int, overlong: str, context_length: int,
     long = examples.take(is_long)
     if overlong == "error":
         _refuse(examples, long, max_length, context_length)
-    report.events[{"drop": "dropped_overlong", "truncate": "truncated", "split": "split"}[overlong]] += Places.of(long)
+    report.events[EVENTS[overlong]] += Places.of(long)
     left = shortened(long, max_length, overlong)
     report.lost_target_tokens += int(long.targets.sum(dtype=np.int64) - left.targets.sum(dtype=np.int64))
     return shortened(examples, max_length, overlong)
+
+
+EVENTS = {"drop": "dropped_overlong", "truncate": "truncated", "split": "split", "windows": "windows"}
+"""What becomes of an example that is too long -> the event of the report."""
 
 
 def shortened(examples: Examples, max_length: int, overlong: str) -> Examples:
     """The examples with those over `max_length` left out, cut at their end, or cut into pieces, by `overlong`."""
     if overlong == "drop":
         return examples.take(examples.lengths <= max_length)
-    pieces = -(-examples.lengths // max_length) if overlong == "split" else np.ones(len(examples), np.int32)
-    pieces = np.maximum(pieces, 1)
+    stride = max_length - 1 if overlong == "windows" else max_length
+    pieces = np.ones(len(examples), np.int32)
+    if overlong in ("split", "windows"):
+        pieces = np.maximum(-(-(examples.lengths - (max_length - stride)) // stride), 1)
     found = examples.take(np.repeat(np.arange(len(examples)), pieces))
     number = np.arange(len(found)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its example
-    before = (number * max_length).astype(np.int32)
+    before = (number * stride).astype(np.int32)
     found.first = found.first + before
     found.lengths = np.minimum(found.lengths - before, max_length).astype(np.int32)
     return found
@@ -63,9 +76,10 @@ def shorten(example: Example, max_length: int, overlong: str) -> list[Example]:
     """What is left of an example that is longer than `max_length`: nothing, its beginning, or several pieces."""
     if overlong == "drop":
         return []
-    stop = max_length if overlong == "truncate" else len(example.input_ids)
+    stride = max_length - 1 if overlong == "windows" else max_length
+    stop = max_length if overlong == "truncate" else len(example.input_ids) - (max_length - stride)
     found = []
-    for start in range(0, stop, max_length):
+    for start in range(0, stop, stride):
         ids, labels = example.input_ids[start : start + max_length], example.labels[start : start + max_length]
         # an answer that was cut is no reference for a metric any more
         found.append(replace(example, input_ids=ids, labels=labels, reference=None, answer_start=None))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from topcoat.data.encodings import refuse_other_encodings
 from topcoat.data.lines import MOST_ROW_BYTES, BadFile, BadLine, Blanks, Item, describe, names, too_long
+from topcoat.data.plain import read_document
 from topcoat.data.tables import read_csv, read_parquet, read_tsv
 from topcoat.json_files import StrictDecoder
 
@@ -243,4 +244,6 @@ READERS: dict[str, Callable[[io.BufferedReader, list[str]], Iterator[Item]]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,
+    ".txt": read_document,
+    ".md": read_document,
 }

@@ -84,6 +84,11 @@ class _Draft:
     lost_reasoning: list[str] = field(default_factory=list)
 
 
+DOCUMENT = "document"
+"""In place of what is trained: no token is, and the last one of a plain text is read by a head of its own. The text is
+encoded as the tokenizer encodes it alone, with nothing behind it."""
+
+
 class Renderer:
     """Renders and encodes with one tokenizer and one chat template (the tokenizer's own, or the text given)."""
 
@@ -167,7 +172,7 @@ class Renderer:
 
     def _draft(self, conversation: Conversation, row: Row, loss_on: str, encoded: Encoded) -> _Draft:
         if conversation.messages is None:
-            return _Draft(row, conversation.text or "", conversation, [], append_eos=True)
+            return _Draft(row, conversation.text or "", conversation, [], append_eos=loss_on != DOCUMENT)
         messages, tools, free = self._escaped(conversation.messages, conversation.tools)
         if free:
             encoded.guarded.append(row)
@@ -219,6 +224,8 @@ class Renderer:
         self, draft: _Draft, loss_on: str, ids: list[int], ends: list[int], shifts: list[tuple[int, int]]
     ) -> Example:
         """Labels by position. A token belongs to the characters up to its end: offsets' starts leave spaces out."""
+        if loss_on == DOCUMENT:
+            return _document(self.bos.put(ids, rendered=False), draft.row)
         labels = [IGNORE_INDEX] * len(ids)
         answer_start, last = None, None
         if draft.answers:
@@ -316,6 +323,13 @@ class Renderer:
                 continue
             names |= set(self.chat.added.findall(shape)) - THINKING
         return {name: self._added[name] for name in names}
+
+
+def _document(ids: list[int], row: Row) -> Example:
+    """A text of which the last token is read. Raises BadRow for one that the tokenizer makes nothing of."""
+    if not ids:
+        raise BadRow("the tokenizer makes no token of the text", "take the row out")
+    return Example(ids, [IGNORE_INDEX] * (len(ids) - 1) + ids[-1:], row)
 
 
 def _with_spaces(text: str, start: int) -> int:

@@ -20,6 +20,7 @@ EVENTS = {
     "dropped_overlong": "longer than max_length: left out",
     "truncated": "longer than max_length: end cut off, stop token included",
     "split": "longer than max_length: cut into several examples",
+    "windows": "longer than max_length: cut into windows, no token lost",
     "no_target": "no trained token: left out",
     "empty_answer": "an answer is empty: only its stop token is trained",
     "special_text": "text holds special tokens: kept as text",

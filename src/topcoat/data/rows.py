@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from topcoat.data.lines import BadFile, BadLine
+from topcoat.data.lines import TEXTS, BadFile, BadLine
 from topcoat.data.opening import PACKED, Reached, kind_of, opened
 from topcoat.data.readers import READERS
 from topcoat.errors import Problem, TopcoatError
@@ -37,6 +37,8 @@ def place(file: str, line: int) -> str:
     """Where a row stands, for people: the file's name and the line (Parquet: the row)."""
     name = Path(file).name
     unpacked = Path(name).stem if Path(name).suffix.lower() in PACKED else name
+    if unpacked.lower().endswith(TEXTS):  # one document
+        return name
     return f"{name} {'row' if unpacked.lower().endswith('.parquet') else 'line'} {line:,}"
 
 

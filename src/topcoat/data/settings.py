@@ -28,7 +28,8 @@ class DataSettings(Config):
     """The examples of a run."""
 
     train: str = Field(min_length=1)
-    """A file of rows: .jsonl, .json, .csv, .tsv, .parquet, or one of these with .gz behind it."""
+    """A file of rows: .jsonl, .json, .csv, .tsv, .parquet, or one of these with .gz behind it. Plain text, .txt or
+    .md, is one document."""
     mixture: list[MixturePart] | None = Field(None, min_length=1, max_length=100)
     """Several files in place of data.train: [{train_file: a.jsonl, weight: 3}, {train_file: b.jsonl, weight: 1}]. An
     epoch has as many examples as there are rows; each file gives its share of them."""
@@ -41,11 +42,19 @@ class DataSettings(Config):
     text_template: str | None = Field(None, min_length=1)
     """Text made of columns, such as "Q: {question}\\nA: {answer}": each row becomes one plain text, every token of it
     trained. A brace itself is written {{ or }}."""
+    label_columns: list[str] = Field(default_factory=lambda: ["label"], min_length=1)
+    """Columns of what classification and regression learn: one for the label of a row, one or several for numbers (or
+    one that holds a list of them)."""
+    labels: list[str] | None = Field(None, min_length=2)
+    """Names of the labels in the order of the head; whole numbers in the rows then count them from 0. null takes those
+    of the training rows, sorted."""
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
-    """Most tokens of one example. auto is the longest example, or the model's context if that is shorter."""
+    """Most tokens of one example. auto is the longest example, or the model's context if that is shorter; objective:
+    completion takes windows of 2048 at most."""
     overlong: Literal["error", "drop", "truncate", "split"] = "error"
     """What happens to an example longer than max_length: stop and say which, leave it out, cut its end, or cut it
-    into several examples. Counted and reported in every case."""
+    into several examples (the default of objective: completion, whose windows lose no token). Counted and reported in
+    every case."""
     loss_on: Literal["assistant", "completion", "all", "last_turn"] = "assistant"
     """Tokens that are trained: every assistant turn with its stop token; everything after the first prompt; every
     token; or the last assistant turn only."""

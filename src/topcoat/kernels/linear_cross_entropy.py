@@ -3,7 +3,8 @@
 Rows are taken in chunks. For each chunk the gradient is known as soon as the logits are (`cross_entropy_rows.py` writes
 it over them), so it is formed in the forward: d loss / d h = (softmax - onehot) W, and the backward only scales it. The
 log-sum-exp and the loss are float32 whatever the dtype of the products. A soft cap c (Gemma 2, arXiv:2408.00118) makes
-the logits c * tanh(logits / c); a scale (Cohere, Granite) multiplies them before that.
+the logits c * tanh(logits / c); a scale (Cohere, Granite) multiplies them before that. Label smoothing e (Szegedy et al.
+2015, arXiv:1512.00567, section 7) makes the target (1 - e) onehot(y) + e / V.
 
 Source of the idea: Hsu et al. 2024 (Liger kernel), arXiv:2410.10989, section 3.2.
 """
@@ -25,14 +26,19 @@ from topcoat.kernels.scratch import scratch
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, logit_scale: float = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The definition: hidden (N, D), weight (V, D), targets (N,) -> the summed loss, a float32 scalar."""
     logits = hidden @ weight.T  # (N, V)
     logits = logits.to(wide_dtype(logits.dtype)) * logit_scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, targets, reduction="sum")
+    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
 
 def linear_cross_entropy(
@@ -42,11 +48,13 @@ def linear_cross_entropy(
     softcap: float | None = None,
     chunk_rows: int | None = None,
     logit_scale: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The same in chunks of `chunk_rows`, with gradients for `hidden` and, if it trains, for `weight`."""
     rows = chunk_rows or loss_rows(len(hidden), len(weight), hidden.dtype.itemsize)
     training = torch.is_grad_enabled()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, softcap, logit_scale, rows, training)
+    shape = softcap, logit_scale, label_smoothing
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, shape, rows, training)
     return loss
 
 
@@ -57,8 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        softcap: float | None,
-        logit_scale: float,
+        shape: tuple[float | None, float, float],
         chunk_rows: int,
         training: bool,
     ) -> Tensor:
@@ -73,9 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk, labels = rows[a : a + chunk_rows], targets[a : a + chunk_rows]
                 logits = torch.mm(chunk, weight.T, out=buffer[: len(chunk)])  # (n', V)
                 asked = logits[: len(labels)]  # (n, V), without the padding
-                loss += cross_entropy_rows_(
-                    asked, labels, softcap, logit_scale, want_gradient=want_hidden or want_weight
-                ).sum(dtype=wide)
+                loss += cross_entropy_rows_(asked, labels, *shape, want_hidden or want_weight).sum(dtype=wide)
                 logits[len(labels) :] = 0
                 if grad_hidden is not None:
                     long_product(logits, weight, out=grad_hidden[a : a + chunk_rows])
@@ -93,4 +98,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * grads[0].to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

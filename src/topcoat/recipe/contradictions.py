@@ -14,6 +14,27 @@ def _first_file(parts: list[Any]) -> object:
     return parts[0].get("train_file") if parts and isinstance(parts[0], dict) else None
 
 
+LABELLED = ("classification", "regression")
+SETTINGS_OF: dict[str, tuple[object, tuple[str, ...]]] = {
+    "data.loss_on": ("assistant", ("sft",)),
+    "evaluate.metrics": (["perplexity", "exact_match"], ("sft", "completion")),
+    "data.labels": (None, ("classification",)),
+    "data.label_columns": (["label"], LABELLED),
+    "train.class_weights": (None, ("classification",)),
+    "train.label_smoothing": (0, ("sft", "completion", "classification")),
+}
+"""Settings that mean something for some objectives only: their defaults, and which."""
+
+
+def of_another_objective(objective: str) -> list[tuple[str, object, str, str]]:
+    """(setting, default, what is wrong with it, fix) of the settings that have no meaning for `objective`."""
+    return [
+        (dots, usual, f"has no meaning with train.objective: {objective}", f"take it out: it is for {' and '.join(meant)}")
+        for dots, (usual, meant) in SETTINGS_OF.items()
+        if objective not in meant
+    ]
+
+
 def find_contradictions(written: Written) -> None:
     """Add a problem for every pair of settings that cannot both hold."""
 
@@ -52,6 +73,9 @@ def find_contradictions(written: Written) -> None:
         weighted = {part.get("weight") is not None for part in parts if isinstance(part, dict)}
         if len(weighted) == 2:
             object_to("data.mixture", "has a weight in some parts and none in others", "write it in each, or in none")
+    for dots, usual, what, fix in of_another_objective(str(value("train.objective") or "sft")):
+        if value(dots) not in (None, usual):  # a saved recipe has every setting, most at their defaults
+            object_to(dots, what, fix)
     path = value("model.path")
     if value("model.revision") is not None and isinstance(path, str) and looks_local(path):
         object_to("model.revision", f"is {show(value('model.revision'))}, but {path} is a local path", "take it out")

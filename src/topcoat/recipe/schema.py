@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from topcoat.adapters.settings import Adapter, LoraConfig
 from topcoat.config import Config
@@ -32,3 +34,12 @@ class Recipe(Config):
     """Folder of the run; made if it is not there, refused if it holds another run."""
     seed: int = Field(42, ge=0, lt=2**31)
     """Start of the adapter, order of the examples, the validation split and dropout all follow from it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_text_is_cut_into_windows(cls, values: Any) -> Any:
+        """The default of data.overlong where plain text is learned: a long document is nothing wrong there."""
+        train, data = (values.get(key) for key in ("train", "data")) if isinstance(values, dict) else (None, None)
+        if not (isinstance(train, dict) and isinstance(data, dict)) or train.get("objective") != "completion":
+            return values
+        return {**values, "data": {"overlong": "split", **data}}

@@ -88,6 +88,16 @@ def read_optim(value: Any) -> Values:
     raise ValueError(f"one of {', '.join(_OPTIMS)}")
 
 
+_STAGES = {"sft": "sft", "pt": "completion"}
+
+
+def read_stage(value: Any) -> Values:
+    """LLaMA-Factory's name of what is learned."""
+    if isinstance(value, str) and value in _STAGES:
+        return {"train.objective": _STAGES[value]}
+    raise ValueError("sft or pt (train.objective: completion)")
+
+
 PER_DEVICE = "train.batch_size.per_device"  # these two are no settings: their product is train.batch_size
 ACCUMULATION = "train.batch_size.accumulation"
 
@@ -159,6 +169,8 @@ SYNONYMS: dict[str, Synonym] = {
     "gradient_clipping": Synonym("train.max_grad_norm"),
     "max_norm": Synonym("train.max_grad_norm"),
     "optim": Synonym("train.optimizer", read_optim),
+    "label_smoothing_factor": Synonym("train.label_smoothing"),
+    "stage": Synonym("train.objective", read_stage),
     "save_steps": Synonym("train.save_every"),
     "save_total_limit": Synonym("train.keep_checkpoints"),
     # evaluate and the rest
@@ -204,6 +216,9 @@ FLAT: dict[str, tuple[str, ...]] = {
         "recompute",
         "early_stopping_patience",
         "report_to",
+        "objective",
+        "label_smoothing",
+        "neftune_noise_alpha",
     ),
 }
 SYNONYMS |= {key: Synonym(f"{section}.{key}") for section, keys in FLAT.items() for key in keys}
@@ -294,7 +309,7 @@ NO_MEANING: dict[str, str] = {
     "tf32": _DTYPE_ONE,
     "bf16_full_eval": _DTYPE_ONE,
     "pure_bf16": "adapters are always trained in fp32",
-    "task_type": _CAUSAL,
+    "task_type": "train.objective says it: classification and regression are SEQ_CLS",
     "model_type": _CAUSAL,
     "tokenizer_type": "the tokenizer is read from the model's folder",
     "tokenizer_name_or_path": "the tokenizer is read from the model's folder",
@@ -304,8 +319,6 @@ NO_MEANING: dict[str, str] = {
     "fan_in_fan_out": "the layer's own layout is known from the checkpoint",
     "lora_fan_in_fan_out": "the layer's own layout is known from the checkpoint",
     "inference_mode": "the verb says it",
-    "neftune_noise_alpha": "embedding noise is not built in this version",
-    "stage": "only supervised fine-tuning is built in this version",
     "rl": "only supervised fine-tuning is built in this version",
     "template": "the tokenizer's own chat template is used; another one is a file, model.chat_template",
     "datasets": _ROWS,

@@ -1,7 +1,8 @@
 """How a run's loss is computed: the objective on this model, in its precision.
 
 An adapter's model computes in its own dtype. Full fine-tuning keeps float32 masters and computes in the compute dtype
-under autocast, so that an update smaller than 2^-9 of a weight is not lost.
+under autocast, so that an update smaller than 2^-9 of a weight is not lost. Label smoothing, class weights and the
+noise of NEFTune belong to training: a model in eval mode is measured without them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from topcoat.adapters.settings import FullConfig
 from topcoat.data.batches import Batch
 from topcoat.model.fuse import FusedModel
 from topcoat.model.load import Base
-from topcoat.training.objectives.sft import sft
+from topcoat.training.neftune import noisy_embeddings
+from topcoat.training.objectives.hidden import spans
+from topcoat.training.objectives.options import PLAIN, LossOptions
+from topcoat.training.objectives.table import OBJECTIVES
+from topcoat.training.settings import TrainSettings
+
+PLAIN_SETTINGS = TrainSettings()
 
 
 def precision(base: Base, adapters: Adapters) -> Callable[[], AbstractContextManager[object]]:
@@ -27,12 +34,27 @@ def precision(base: Base, adapters: Adapters) -> Callable[[], AbstractContextMan
     return nullcontext
 
 
-def make_loss(base: Base, adapters: Adapters, fused: FusedModel | None = None) -> Callable[[Batch], Tensor]:
-    """Micro batch -> the summed loss of its target tokens, by the fast path where there is one."""
-    context = precision(base, adapters)
+def make_loss(
+    base: Base,
+    adapters: Adapters,
+    fused: FusedModel | None = None,
+    settings: TrainSettings = PLAIN_SETTINGS,
+    class_weights: Tensor | None = None,
+) -> Callable[[Batch], Tensor]:
+    """Micro batch -> the summed loss of its targets, by the fast path where there is one.
+
+    `class_weights` (K,) are those of the labels, where the settings ask for some.
+    """
+    context, objective = precision(base, adapters), OBJECTIVES[settings.objective]
+    options = LossOptions(settings.label_smoothing, class_weights)
 
     def loss(batch: Batch) -> Tensor:
-        with context():
-            return sft(base.model, batch, fused)
+        with context(), noise(batch):
+            return objective.loss(base.model, batch, fused, options if base.model.training else PLAIN)
+
+    def noise(batch: Batch) -> AbstractContextManager[object]:
+        if settings.neftune_noise_alpha is None or not base.model.training:
+            return nullcontext()
+        return noisy_embeddings(base.model, spans(batch), settings.neftune_noise_alpha)
 
     return loss

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from topcoat.adapters.attach import Adapters
 from topcoat.data.batches import Batch, Batches
 from topcoat.data.load import Dataset
 from topcoat.data.render import Example
+from topcoat.errors import Refused
 from topcoat.evaluation.answers import Question, answer, exact_match
 from topcoat.evaluation.loss import mean_loss, perplexity
-from topcoat.evaluation.settings import EvaluateSettings
+from topcoat.evaluation.settings import AT_ONCE, EvaluateSettings
 from topcoat.model.fuse import FusedModel
 from topcoat.model.load import Base
 from topcoat.runs.compute import make_loss, precision
 from topcoat.runs.listener import Listener
+from topcoat.training.halving import first_line, is_out_of_memory
+from topcoat.training.memory import free_leftovers
 from topcoat.training.settings import TrainSettings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,46 @@ class Scorer:
         packing: bool,
         check: Callable[[], None],
         fused: FusedModel | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`check` is called often and may raise to leave; `fused` is the fast path, where there is one."""
-        self.base, self.settings, self.check = base, settings, check
+        self.base, self.settings, self.check, self.say = base, settings, check, say
         self.loss_of, self.precision = make_loss(base, adapters, fused, train), precision(base, adapters)
         self.data, self.fused = data, fused
-        rows, added = data.validation, adapters.config.virtual_tokens
-        self.batches, self.some = (
-            Batches(rows, n, budget_tokens=budget_tokens, packing=packing, virtual_tokens=added)
-            for n in (len(rows), min(len(rows), settings.rows))
-        )
+        self.packing, self.added, self.at_once = packing, adapters.config.virtual_tokens, AT_ONCE
+        self._split(budget_tokens)
         self.stop_ids = data.renderer.stop_ids
         self.questions = self._questions()
+
+    def _split(self, budget_tokens: int) -> None:
+        """The validation rows in batches of at most so many positions."""
+        rows, self.budget_tokens = self.data.validation, budget_tokens
+        self.batches, self.some = (
+            Batches(rows, n, budget_tokens=budget_tokens, packing=self.packing, virtual_tokens=self.added)
+            for n in (len(rows), min(len(rows), self.settings.rows))
+        )
+
+    def within_memory(self, compute: Callable[[], T]) -> T:
+        """`compute()`, and while memory runs out again with half as many rows at once.
+
+        Raises Refused where one row at a time does not fit.
+        """
+        while True:
+            try:
+                return compute()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.at_once == 1:
+                    raise Refused(
+                        f"evaluating one row at a time does not fit into memory: {first_line(error)}",
+                        where="evaluate",
+                        fix="lower evaluate.max_new_tokens or data.max_length, or write data.validation: null",
+                    ) from error
+            free_leftovers()
+            self.at_once //= 2
+            self._split(self.budget_tokens // 2)
+            self.say(f"memory ran out while evaluating: {self.at_once} rows are answered at once from here on")
 
     def _questions(self) -> list[Question]:
         """What is asked at the end, the first of them at each evaluation."""
@@ -80,11 +113,12 @@ class Scorer:
 
     def loss(self) -> float | None:
         """Mean validation loss over the first rows, as used during the run; None without validation rows."""
-        return self._loss(self.some)
+        return self.within_memory(lambda: self._loss(self.some))
 
     def scores(self, listener: Listener, label: str) -> Scores:
         """Everything the settings ask for."""
-        mean = self._loss(self.batches) if "perplexity" in self.settings.metrics else None
+        wants_loss = "perplexity" in self.settings.metrics
+        mean = self.within_memory(lambda: self._loss(self.batches)) if wants_loss else None
         wants = "exact_match" in self.settings.metrics and bool(self.questions)
         answers = self.ask(self.questions, listener, label)
         return Scores(
@@ -102,14 +136,17 @@ class Scorer:
         if not questions:
             return []
         with listener.progress(label, len(questions)) as advance, Evaluating(self.base.model), self.precision():
-            return answer(
-                self.base.model,
-                self.base.tokenizer,
-                questions,
-                self.stop_ids,
-                self.settings.max_new_tokens,
-                on_answer=lambda done: advance(done, {}),
-                check=self.check,
+            return self.within_memory(
+                lambda: answer(
+                    self.base.model,
+                    self.base.tokenizer,
+                    questions,
+                    self.stop_ids,
+                    self.settings.max_new_tokens,
+                    on_answer=lambda done: advance(done, {}),
+                    check=self.check,
+                    batch_size=self.at_once,
+                )
             )
 
     def _loss(self, batches: Sequence[Batch]) -> float | None:

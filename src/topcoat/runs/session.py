@@ -31,6 +31,7 @@ from topcoat.training.loop import Progress, Training
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.memory import memory_bytes
 from topcoat.training.metrics import MetricsLog
+from topcoat.training.objectives.labels import balanced
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.optimizers.choices import make_optimizer
 from topcoat.training.patience import save_with_patience
@@ -70,9 +71,9 @@ class Session:
         if self.folder.results.exists():
             stored = read_json(self.folder.results)
             answers = tuple(sample["base"] for sample in stored["samples"])
-            return Scores(stored["base"]["perplexity"], stored["base"]["exact_match"], answers)
+            return Scores.read(stored["base"], answers)
         with nullcontext() if isinstance(self.adapters.config, FullConfig) else self.adapters.off():
-            scores = self.scorer.scores(listener, "asking the base")
+            scores = self.scorer.base_scores(listener)
         questions = self.scorer.questions
         write_json(
             self.folder.results,
@@ -92,7 +93,9 @@ class Session:
         self.base.model.train()
         return Training(
             parameters=self.adapters.parameters(),
-            loss=make_loss(self.base, self.adapters, self.plan.engine.fused),
+            loss=make_loss(
+                self.base, self.adapters, self.plan.engine.fused, self.recipe.train, self.class_weights()
+            ),
             steps=self.plan.steps,
             settings=self.recipe.train,
             peak_learning_rate=self.plan.learning_rate,
@@ -111,6 +114,10 @@ class Session:
         )
 
         """Weights (K,) of the labels, where the recipe asks for them."""
+
+    def class_weights(self) -> Tensor | None:
+        """Weights (K,) of the labels, where the recipe asks for them."""
+        return balanced(self.data.label_counts()) if self.recipe.train.class_weights is not None else None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Parameters, moments, loss scale, progress and logs as they were when `checkpoint` was written."""
@@ -168,7 +175,7 @@ class Session:
 
     def _explain(self, batch: Batch) -> str:
         places = [self.data.train[row].row.place for row in batch.rows[:4]]
-        loss = make_loss(self.base, self.adapters)
+        loss = make_loss(self.base, self.adapters, settings=self.recipe.train)
         return f"rows {', '.join(places)}; {first_nonfinite(self.base.model, lambda: loss(batch))}"
 
 

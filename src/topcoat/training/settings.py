@@ -9,6 +9,7 @@ from pydantic import Field
 from topcoat.config import Config
 
 Positive = Annotated[int, Field(ge=1)]
+Objective = Literal["sft", "completion", "classification", "regression"]
 Recompute = Literal["auto", "none", "mlp", "qkv", "block", "offload"]
 
 
@@ -19,6 +20,18 @@ class TrainSettings(Config):
     """Passes over the training examples; a fraction stops inside one."""
     max_steps: Positive | None = None
     """Stop after this many steps, whatever `epochs` says."""
+    objective: Objective = "sft"
+    """What is learned. sft: the answers of conversations. completion: every token of plain texts (continued
+    pre-training). classification: one label of each text. regression: one or several numbers of each text."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread evenly over all tokens, or all labels (arXiv:1512.00567). Only in training:
+    validation loss and perplexity are without it."""
+    neftune_noise_alpha: float | None = Field(None, gt=0)
+    """NEFTune (arXiv:2310.05914): noise on the embeddings while training, uniform within alpha / sqrt(length * width);
+    the paper takes 5 to 15. null adds none."""
+    class_weights: Literal["balanced"] | None = None
+    """With objective: classification, balanced weighs each row by rows / (labels * rows of its label), so that rare
+    labels count as much as frequent ones. null weighs all rows alike."""
     batch_size: Positive = 16
     """Examples in one optimizer step. How they are split into micro batches changes nothing but speed and memory."""
     batch_tokens: Positive | None = None

@@ -16,7 +16,8 @@ from topcoat.data.mask import IGNORE_INDEX
 from topcoat.data.render import Example
 from topcoat.model.families import FAMILIES
 from topcoat.model.tiny import TINY_TYPES
-from topcoat.training.objectives.sft import sft, spans, target_positions
+from topcoat.training.objectives.hidden import spans
+from topcoat.training.objectives.sft import sft, target_positions
 
 LENGTHS = [37, 5, 18, 1, 40, 2, 17]  # longer than the tiny sliding windows of 32, and one with nothing to predict
 
