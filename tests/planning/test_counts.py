@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from topcoat.adapters.attach import attach
 from topcoat.adapters.methods import METHODS
-from topcoat.adapters.settings import Adapter, FullConfig, LoraConfig
+from topcoat.adapters.settings import AdaloraConfig, Adapter, FullConfig, IecConfig, LoraConfig
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import LADDER
 from topcoat.model.attention import register
@@ -27,6 +27,8 @@ CONFIGS = [
     LoraConfig(r=4),
     LoraConfig(r=2, target_modules=["q_proj", "down_proj"]),
     LoraConfig(r=4, modules_to_save=["lm_head"]),
+    AdaloraConfig(init_r=5, target_r=3),
+    IecConfig(r=4),
     FullConfig(),
 ]
 
@@ -41,7 +43,7 @@ def test_a_config_says_how_many_parameters_its_model_has(name):
     assert architecture_of(model.config.to_dict(), name).parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["all", "two", "head", "full"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["all", "two", "head", "adalora", "iec", "full"])
 @pytest.mark.parametrize("name", TINY_TYPES)
 def test_a_plan_from_the_config_is_the_bill_of_the_loaded_model(name, config):
     register()
@@ -53,9 +55,9 @@ def test_a_plan_from_the_config_is_the_bill_of_the_loaded_model(name, config):
         config = config.model_copy(update={"target_modules": ["dense" if name == "gpt_neox" else "down_proj"]})
     model.config._attn_implementation = "topcoat"
     adapters = attach(model, config)
-    fused = fuse(model, ["none", "none"]) if isinstance(config, LoraConfig) else "trains whole"
+    fused = "trains whole" if isinstance(config, FullConfig) else fuse(model, ["none", "none"])
     fast = None if isinstance(fused, str) else fused
-    assert (fast is not None) == (isinstance(config, LoraConfig) and architecture.by_hand)
+    assert (fast is not None) == (not isinstance(config, FullConfig) and architecture.by_hand)
     loaded = loaded_counts(model, adapters.parameters(), fast)
     planned = counts_of(architecture, config, DenseConfig(format="fp32"))
     assert planned == loaded

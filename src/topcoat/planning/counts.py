@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from topcoat.adapters.patterns import chosen
-from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, PromptConfig, QaloraConfig, TargetedConfig
+from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, PromptConfig, TargetedConfig
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
 from topcoat.planning.architecture import Architecture, BlockLinear
-from topcoat.planning.trained import prompt_sizes, trained_sizes
+from topcoat.planning.trained import fused_rank, prompt_sizes, trained_sizes
 from topcoat.quant.settings import GgufConfig, QuantConfig, read_config
 from topcoat.quant.sizes import ITEM_BYTES, weight_bytes
 
@@ -90,7 +90,7 @@ def counts_of(
     """
     a = architecture
     full = isinstance(adapter, FullConfig)
-    fast = (a.by_hand if by_hand is None else by_hand) and type(adapter) in (LoraConfig, QaloraConfig) and not a.experts
+    fast = (a.by_hand if by_hand is None else by_hand) and fused_rank(adapter, "") is not None and not a.experts
     linears: Counter[tuple[str, int, int]] = Counter()
     codes = constants = 0
     for linear in a.linears:
@@ -179,7 +179,7 @@ def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], lis
         at, linear = by_path[path]
         for n in trained_sizes(adapter, path, linear.out_features, linear.in_features):
             trained[n] += linear.copies
-        per_layer[at][linear.leaf] = adapter.at(path).r if isinstance(adapter, LoraConfig) else 0
+        per_layer[at][linear.leaf] = fused_rank(adapter, path) or 0
     whole = {"lm_head": a.vocab * a.hidden, "embed_tokens": a.vocab * a.hidden, "norm": sum(a.last_norm)}
     for name in adapter.modules_to_save:
         if name.rsplit(".", 1)[-1] not in whole:

@@ -21,6 +21,7 @@ from itertools import pairwise
 
 from topcoat.adapters.settings import (
     AdaloraConfig,
+    AdapterConfig,
     DoraConfig,
     Ia3Config,
     IecConfig,
@@ -80,6 +81,15 @@ SIZES: dict[str, Callable[..., list[int]]] = {
     "miss": _miss,
 }
 """Method -> (its settings, path, O, I) -> numbers of each tensor it trains there."""
+
+
+def fused_rank(config: AdapterConfig, path: str) -> int | None:
+    """The rank at `path` of a method that the hand-written blocks compute; None for one that they do not."""
+    if isinstance(config, AdaloraConfig):
+        return config.init_r
+    if isinstance(config, IecConfig) and config.lora_dropout:
+        return None  # its short path reads what is not dropped
+    return config.at(path).r if isinstance(config, LoraConfig | QaloraConfig) and config.method != "dora" else None
 
 
 def trained_sizes(config: TargetedConfig, path: str, out_features: int, in_features: int) -> list[int]:

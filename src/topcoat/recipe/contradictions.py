@@ -73,6 +73,11 @@ def find_contradictions(written: Written) -> None:
         weighted = {part.get("weight") is not None for part in parts if isinstance(part, dict)}
         if len(weighted) == 2:
             object_to("data.mixture", "has a weight in some parts and none in others", "write it in each, or in none")
+    spans = {dots: n for dots in ("adapter.tinit", "adapter.tfinal") if isinstance(n := value(dots), int)}
+    steps = value("train.max_steps")
+    if spans and isinstance(steps, int) and sum(spans.values()) >= steps:
+        what = f"leaves AdaLoRA no step to take ranks away: adapter.tinit and adapter.tfinal have {sum(spans.values())}"
+        object_to("train.max_steps", f"is {steps}, which {what}", "lower those two, or leave them out")
     for dots, usual, what, fix in of_another_objective(str(value("train.objective") or "sft")):
         if value(dots) not in (None, usual):  # a saved recipe has every setting, most at their defaults
             object_to(dots, what, fix)

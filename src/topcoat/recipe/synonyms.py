@@ -242,6 +242,8 @@ _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp
 VALUES: dict[tuple[str, str], Values] = {
     ("adapter.method", "qlora"): {"adapter.method": "lora", "model.quantization.format": "nf4"},
     ("adapter.method", "LORA"): {"adapter.method": "lora"},
+    ("adapter.method", "ADALORA"): {"adapter.method": "adalora"},
+    ("adapter.method", "irqlora"): {"adapter.method": "iec", "model.quantization.format": "nf4-icq"},
     ("adapter.method", "IA3"): {"adapter.method": "ia3"},
     ("adapter.method", "VERA"): {"adapter.method": "vera"},
     ("adapter.method", "MISS"): {"adapter.method": "miss"},

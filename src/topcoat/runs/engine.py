@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from topcoat.adapters.attach import Adapters
-from topcoat.adapters.lora import Lora
+from topcoat.adapters.base import Adapter
 from topcoat.adapters.settings import FullConfig
 from topcoat.errors import TopcoatError
 from topcoat.kernels.offload import make_shelf
@@ -94,9 +94,15 @@ def _policies(
         return []
     if recompute != "auto":
         return [recompute] * len(sizes)
-    rank = max((layer.lora_A.shape[0] for layer in adapters.layers.values() if isinstance(layer, Lora)), default=0)
+    rank = max((_rank(layer) for layer in adapters.layers.values()), default=0)
     blocks = BlockCounts(tuple(sizes), (Ranks.of_rank(rank),) * len(sizes), stacked=0)
     return fitting_policies(blocks, tokens, rows, budget_bytes, base.compute_dtype.itemsize)
+
+
+def _rank(layer: Adapter) -> int:
+    """Rank of all terms beside the base; 0 where it is no sum of such terms."""
+    terms = layer.low_rank()
+    return 0 if isinstance(terms, str) else sum(len(term.lora_A) for term in terms)
 
 
 def _plain(recompute: Recompute, reason: str) -> Engine:
