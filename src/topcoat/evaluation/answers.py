@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from topcoat.evaluation.settings import AT_ONCE
 from topcoat.model.generate import generate
 
 
@@ -28,7 +29,7 @@ def answer(
     max_new_tokens: int,
     on_answer: Callable[[int], None] | None = None,
     check: Callable[[], None] | None = None,
-    batch_size: int = 64,
+    batch_size: int = AT_ONCE,
 ) -> list[str]:
     """The model's greedy answer to each question, as text without special tokens.
 

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from topcoat.config import Config
 
+AT_ONCE = 64
+"""Prompts that are answered at once; half of them where memory is too small."""
+
 
 class EvaluateSettings(Config):
     """What is measured on the validation rows, for the base and for the adapter."""

@@ -12,6 +12,7 @@ from typing import Any
 from topcoat.data.cache import cache_folder
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
+from topcoat.evaluation.settings import AT_ONCE
 from topcoat.planning.calibration import cpu_device
 from topcoat.planning.data_size import DataSize, data_size
 from topcoat.planning.devices import Device, device_in, find_device, parse_bytes
@@ -30,8 +31,6 @@ from topcoat.runs.room import room_for_text
 
 ASSUMED_LENGTH = 1024
 """Tokens of an example where neither recipe nor data say."""
-ANSWERED_AT_ONCE = 32
-"""Prompts in one batch of answers (`model/generate.py`)."""
 NO_DATA = "rows.jsonl"
 
 
@@ -187,7 +186,7 @@ def _answered(recipe: Recipe) -> int:
     if recipe.data.validation is None:
         return 0
     wanted = recipe.evaluate.rows if "exact_match" in recipe.evaluate.metrics else recipe.evaluate.samples
-    return min(ANSWERED_AT_ONCE, wanted)
+    return min(AT_ONCE, wanted)
 
 
 def _data_notes(data: DataSettings, size: DataSize | None) -> list[str]:

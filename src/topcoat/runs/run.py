@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +20,7 @@ from topcoat.adapters.attach import attach
 from topcoat.data.load import Dataset, load_data
 from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
-from topcoat.model.load import Base, load_model
+from topcoat.model.load import Base
 from topcoat.model.originals import Originals
 from topcoat.model.parity import require_attention_parity, require_separate_documents
 from topcoat.recipe.schema import Recipe
@@ -29,10 +30,12 @@ from topcoat.runs.folder import RunFolder
 from topcoat.runs.guiding import facts_of_run, tell
 from topcoat.runs.listener import Listener, Silent
 from topcoat.runs.opening import claimed, free_memory, plan_run
+from topcoat.runs.rehearsal import rehearse
 from topcoat.runs.room import room_for_text
+from topcoat.runs.rounding import load_base_for_training
 from topcoat.runs.scorers import SCORERS
 from topcoat.runs.scoring import Scores
-from topcoat.runs.session import prepare
+from topcoat.runs.session import Session, prepare
 from topcoat.training.loop import train
 from topcoat.training.memory import memory_bytes
 from topcoat.training.signals import StopSignals
@@ -58,18 +61,25 @@ class Result:
     """Whether `topcoat merge` can make one model of it."""
 
 
-def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = None) -> Result:
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+    rehearsed: Callable[[Session], None] = lambda session: None,
+) -> Result:
     """Train one adapter from one recipe and leave all that is known about it in `recipe.output`.
 
-    `resume` goes on from the newest checkpoint that verifies. Raises TopcoatError for wrong input, Refused where the
-    run would be dishonest, Interrupted (after saving) when SIGINT or SIGTERM asked it to stop.
+    `rehearsed` is called once the worst of the run has been computed, and may raise to end it. `resume` goes on from
+    the newest checkpoint that verifies. Raises TopcoatError for wrong input, Refused where the run would be dishonest,
+    Interrupted (after saving) when SIGINT or SIGTERM asked it to stop.
     """
     listener = listener or Silent()
     folder = RunFolder(Path(recipe.output))
     require_installed(recipe.train.report_to)
     with _signals() as stop, claimed(folder, recipe, resume):
         before = memory_bytes(torch.device("cpu"))  # the process before any model is loaded
-        base = load_model(recipe.model)  # frozen, quantized while it streams in
+        base = load_base_for_training(recipe, folder, listener, stop.check)  # frozen, quantized while it streams in
         stop.check()
         data = load_data(
             recipe.data,
@@ -109,8 +119,11 @@ def run(recipe: Recipe, *, resume: bool = False, listener: Listener | None = Non
             packing=recipe.data.packing,
             check=lambda: leave_if_asked(stop, folder),
             fused=plan.engine.fused,
+            say=listener.say,
         )
         training = prepare(folder, recipe, base, adapters, data, plan, scorer, stop, listener)
+        rehearse(training)  # the worst first: memory fails in the first minute or never
+        rehearsed(training)
         scored = training.base_scores(listener)  # before anything is trained; kept for a resume
         began = time.perf_counter()
         with listener.progress("training", plan.steps.total) as advance:

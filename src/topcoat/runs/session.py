@@ -65,6 +65,8 @@ class Session:
     trackers: list[Tracker]
     progress: Progress = field(default_factory=Progress)
     rule: StepRule = field(default_factory=NoRule)
+    probed: bool = False
+    """The largest micro batch has been computed already (`runs/rehearsal.py`)."""
 
     def base_scores(self, listener: Listener) -> Scores:
         """Scores of the base before anything is trained; a resumed run reads those of its first start."""
@@ -111,9 +113,9 @@ class Session:
             stop=self.stop,
             progress=self.progress,
             rule=self.rule,
+            say=self.listener.say,
+            probed=self.probed,
         )
-
-        """Weights (K,) of the labels, where the recipe asks for them."""
 
     def class_weights(self) -> Tensor | None:
         """Weights (K,) of the labels, where the recipe asks for them."""

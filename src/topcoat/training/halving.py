@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ALLOCATORS = ("DefaultCPUAllocator", "can't allocate memory", "could not create a memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_ALLOCATORS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "could not create a memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 """What a plain RuntimeError says that is about memory: torch's CPU allocator, oneDNN's buffers, cuBLAS's workspace."""
 
 
