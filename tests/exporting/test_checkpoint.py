@@ -9,14 +9,26 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from topcoat.errors import TopcoatError
+from topcoat.exporting.calibrating import rounded_linears
 from topcoat.exporting.checkpoint import quantize_checkpoint
 from topcoat.model.load import load_model
 from topcoat.model.safetensors_source import DirectorySource
 from topcoat.model.settings import ModelSettings
 from topcoat.model.tiny import save_tiny
+from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.nf4 import Nf4
-from topcoat.quant.settings import DenseConfig, Fp4Config, GgufConfig, Int8Config, IntConfig, Nf4Config, Nf4IcqConfig
+from topcoat.quant.settings import (
+    DenseConfig,
+    Fp4Config,
+    GgufConfig,
+    GptqConfig,
+    Int8Config,
+    IntConfig,
+    Nf4Config,
+    Nf4IcqConfig,
+    StoredConfig,
+)
 
 NF4 = [Nf4Config(), Nf4Config(double_quant=False), Nf4Config(block_size=32), Fp4Config(), Fp4Config(double_quant=False)]
 IDS = torch.randint(3, 400, (2, 19), generator=torch.Generator().manual_seed(0))
@@ -210,14 +222,119 @@ def test_an_existing_folder_is_not_overwritten(llama, tmp_path):
     assert (tmp_path / "out" / "mine").read_text() == "keep"
 
 
-@pytest.mark.parametrize("config", [IntConfig(), GgufConfig(type="Q4_0"), Nf4IcqConfig()], ids=lambda c: c.format)
-def test_a_format_that_no_file_holds_is_refused_with_those_that_can_be_written(llama, tmp_path, config):
-    with pytest.raises(TopcoatError, match=f"no file that other programs read holds {config.format}") as caught:
-        quantize_checkpoint(DirectorySource(llama), tmp_path / "out", config)
-    assert "nf4, fp4, int8" in caught.value.problems[0].fix
+OWN = [
+    IntConfig(),
+    IntConfig(format="int3", rounding="hqq", scale_dtype="fp32"),
+    IntConfig(format="int2", rounding="icq", group_size=16),
+    Nf4IcqConfig(search_points=3),
+    GgufConfig(type="Q4_0"),
+    GptqConfig(group_size=32),
+    GptqConfig(bits=8, group_size=-1, sym=True),
+    GptqConfig(bits=3, group_size=32),
+    Nf4Config(overrides={"down_proj": "int8", "layers.0.*": "bf16", "v_proj": {"format": "int3"}}),
+    IntConfig(overrides={"lm_head": "int8", "embed_tokens": {"format": "gptq", "bits": 8, "group_size": 64}}),
+    DenseConfig(overrides={"*.mlp.*": "fp4"}),
+]
+
+
+def frozen(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, FrozenLinear | FrozenEmbedding)}
+
+
+@pytest.mark.parametrize("config", OWN, ids=str)
+def test_what_is_written_loads_as_the_very_same_bytes(llama, tmp_path, config):
+    report = quantize_checkpoint(DirectorySource(llama), tmp_path / "out", config, "fp32")
+    wanted, found = frozen(ours(llama, config)), frozen(ours(tmp_path / "out", StoredConfig()))
+    assert set(found) == set(wanted)
+    assert report["linears"] == len(wanted)
+    for name, module in wanted.items():
+        state = found[name].weight_state
+        assert state.format == module.weight_state.format
+        for key, tensor in module.weight_state.tensors.items():
+            assert torch.equal(state.tensors[key], tensor), (name, key)
+    stored = sum(module.weight_state.nbytes for module in wanted.values())
+    weights = sum(module.weight_state.shape[0] * module.weight_state.shape[1] for module in wanted.values())
+    assert report["bits_per_weight"] == 8 * stored / weights
+    if not config.overrides:  # asked for by name it is the same, however the codes were found
+        named = frozen(ours(tmp_path / "out", config))
+        assert all(
+            torch.equal(named[n].dense_weight(torch.float32), m.dense_weight(torch.float32)) for n, m in wanted.items()
+        )
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_gptq_file_means_by_its_definition_what_topcoat_computes_with(llama, tmp_path, bits):
+    """Unpacked here one code at a time: version 1, low bits first, zero - 1."""
+    config = GptqConfig(bits=bits, group_size=32)
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", config)
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert (facts["quant_method"], facts["checkpoint_format"], facts["bits"]) == ("gptq", "gptq", bits)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    path = "model.layers.1.self_attn.k_proj"
+    qweight, qzeros, scales, g_idx = (tensors[f"{path}.{n}"] for n in ("qweight", "qzeros", "scales", "g_idx"))
+    assert (qweight.dtype, qzeros.dtype, scales.dtype) == (torch.int32, torch.int32, torch.float16)
+
+    def code(words, place):
+        number = sum((int(word) & 0xFFFFFFFF) << 32 * at for at, word in enumerate(words))
+        return (number >> place * bits) & (2**bits - 1)
+
+    found = torch.empty(32, 64, dtype=torch.float64)
+    for o in range(32):
+        for i in range(64):
+            group = int(g_idx[i])
+            zero = code(qzeros[group], o) + 1
+            found[o, i] = scales[group, o].double() * (code(qweight[:, o], i) - zero)
+    assert torch.equal(frozen(ours(llama, config))[path].dense_weight(torch.float64), found)
+
+
+def test_rounded_linears_are_written_as_they_were_found(llama, tmp_path):
+    config = GptqConfig(group_size=32, rounding="gptq")
+    settings = ModelSettings(path=str(llama), quantization=config, compute_dtype="fp32", device="cpu")
+    found = list(rounded_linears(DirectorySource(llama), settings, [list(range(3, 60))]))
+    report = quantize_checkpoint(DirectorySource(llama), tmp_path / "out", config, "fp32", rounded=found)
+    assert len(report["errors"]) == 14
+    stored = frozen(ours(tmp_path / "out", StoredConfig()))
+    for one in found:
+        for name, tensor in one.weight.tensors.items():
+            assert torch.equal(stored[one.path].weight_state.tensors[name], tensor)
+
+
+def test_a_model_whose_rows_fill_no_whole_words_is_refused(tmp_path):
+    path = save_tiny(tmp_path / "odd", "llama", intermediate_size=120)
+    with pytest.raises(TopcoatError, match="has 120 inputs, and 3-bit codes of them do not fill words of 32 bits"):
+        quantize_checkpoint(DirectorySource(path), tmp_path / "out", GptqConfig(bits=3, group_size=-1))
     assert not (tmp_path / "out").exists()
 
 
-def test_overrides_are_refused_where_a_file_is_written(llama, tmp_path):
-    with pytest.raises(TopcoatError, match="overrides are made while a model is loaded"):
-        quantize_checkpoint(DirectorySource(llama), tmp_path / "out", Nf4Config(overrides={"down_proj": "int8"}))
+@pytest.mark.parametrize("config", [StoredConfig(), GgufConfig()], ids=lambda c: c.format)
+def test_formats_that_keep_what_is_there_are_not_written(llama, tmp_path, config):
+    with pytest.raises(TopcoatError, match="keeps what is there already"):
+        quantize_checkpoint(DirectorySource(llama), tmp_path / "out", config)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda t, n: t.pop(f"{n}.scale"), r"it has \['codes', 'low'\], and should have"),
+        (lambda t, n: t.update({f"{n}.low": t[f"{n}.low"].float()}), "low is F32"),
+        (lambda t, n: t.update({f"{n}.codes": t[f"{n}.codes"][:-1].clone()}), "codes is U8"),
+        (lambda t, n: t.update({f"{n}.topcoat": torch.zeros(4, dtype=torch.uint8)}), "its description cannot be read"),
+    ],
+)
+def test_damage_to_our_own_layout_is_named(llama, tmp_path, change, what):
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", IntConfig())
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors, "model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, file)
+    with pytest.raises(TopcoatError, match=what) as caught:
+        ours(tmp_path / "out", StoredConfig())
+    assert "quantized by Topcoat" in str(caught.value)
+
+
+def test_a_layout_of_another_version_is_refused(llama, tmp_path):
+    quantize_checkpoint(DirectorySource(llama), tmp_path / "out", IntConfig())
+    file = tmp_path / "out" / "config.json"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(TopcoatError, match=r"another version of Topcoat \(layout 2\)"):
+        ours(tmp_path / "out", StoredConfig())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tests.support.packed_checkpoints import awq_linear, repack, rng
+from packed_checkpoints import awq_linear, repack, rng
 
 from topcoat.errors import TopcoatError
 from topcoat.model.load import load_model

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from packed_checkpoints import gptq_linear, repack, rng
 from safetensors.numpy import load_file, save_file
-from tests.support.packed_checkpoints import gptq_linear, repack, rng
 
 from topcoat.adapters.attach import attach
 from topcoat.adapters.settings import LoraConfig

@@ -17,6 +17,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.adapters.settings import FullConfig
 from topcoat.model.fill import _match
 from topcoat.model.load import Base
+from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 
 
@@ -29,7 +30,8 @@ def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterat
     trained = {f"{path}.{name}": p for path, m in adapters.copies.items() for name, p in m.copy.named_parameters()}
     rows = {f"{path}.weight": module for path, module in (adapters.rows | adapters.tied).items()}
     frozen = {path: m.base for path, m in adapters.layers.items()}
-    frozen |= {p: m for p, m in base.model.named_modules() if isinstance(m, FrozenLinear) and not p.endswith(".base")}
+    stored_so = {p: m for p, m in base.model.named_modules() if isinstance(m, FrozenLinear | FrozenEmbedding)}
+    frozen |= {path: module for path, module in stored_so.items() if not path.endswith(".base")}
     known: dict[str, tuple[int, ...]] = dict.fromkeys(_names(base, adapters), ())
     known |= {f"{path}.weight": () for path in frozen}
     for stored in base.source.tensors():

@@ -76,7 +76,7 @@ def _linear(
     columns, words = qweight.shape
     try:
         size = int(facts.get("group_size", 128))
-        config = GptqConfig(bits=4, group_size=-1 if size >= columns else size)  # type: ignore[arg-type]
+        config = GptqConfig(bits=4, group_size=-1 if size >= columns else size)
     except (ValidationError, TypeError, ValueError) as error:
         raise broken(name, file, "AWQ", f"its group_size is {facts.get('group_size')!r}") from error
     size = columns if config.group_size == -1 else config.group_size

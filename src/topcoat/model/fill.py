@@ -8,7 +8,7 @@ tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from topcoat.errors import Problem, TopcoatError
 from topcoat.model.families import family_of
 from topcoat.model.identity import TensorHasher
+from topcoat.model.joined import JoinedTensor
 from topcoat.model.skeleton import parameter_groups
 from topcoat.model.source import Source, StoredTensor, as_bytes
 from topcoat.quant.base import QuantFormat, QuantizedWeight
@@ -59,10 +60,10 @@ def fill(
     they lie, and the checkpoint's own are only hashed. Returns the SHA-256 of the checkpoint's tensors. Raises
     TopcoatError listing everything that does not fit.
     """
-    outside = named_outside(model, config)
-    linears = {**block_linears(model), **outside}
     places = match_all(model, source)
-    formats = formats_of(linears, config, places)
+    outside = named_outside(model, config, places)
+    linears = {**block_linears(model), **outside}
+    formats = formats_of(linears, config, places, outside)
     rounded = rounded or {}
     hasher = TensorHasher()
     digests: dict[str, str] = {}
@@ -82,7 +83,7 @@ def fill(
             else:
                 weights[own] = _quantize(ready, ready.raw(), format, device)
         else:
-            _assign(model, place, _dense(place.stored, raw, dtype).to(device))
+            assign(model, place, read_dense(place.stored, raw, dtype).to(device))
         digests.setdefault(own, digest.result())
         del raw
     owner = {name: place.names[0] for place in places for name in place.names}
@@ -103,15 +104,20 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: module for name, module in found if isinstance(module, nn.Linear)}
 
 
-def named_outside(model: PreTrainedModel, config: QuantConfig) -> dict[str, nn.Linear | nn.Embedding]:
-    """Path -> head or embedding, where an override of `config` asks for it by its own name.
+def named_outside(
+    model: PreTrainedModel, config: QuantConfig, places: Sequence[_Place] = ()
+) -> dict[str, nn.Linear | nn.Embedding]:
+    """Path -> head or embedding, where an override of `config` asks for it by its own name, or `stored` keeps one
+    that is quantized in the file, as its tensor among `places` tells.
 
     Raises TopcoatError where the two are one weight and only one is named, or they would be stored in two ways.
     """
     family = family_of(model)
     paths = [path for path in (family.embedding, family.head) if path]
     modules = {path: model.get_submodule(path) for path in paths}
-    asked = {path: override_of(config, path) for path in paths}
+    kept = {name for place in places if isinstance(place.stored, JoinedTensor) for name in place.names}
+    own = {path: config if isinstance(config, StoredConfig) and f"{path}.weight" in kept else None for path in paths}
+    asked = {path: override_of(config, path) or own[path] for path in paths}
     if len(paths) == 2 and modules[paths[0]].weight is modules[paths[1]].weight and asked[paths[0]] != asked[paths[1]]:
         raise TopcoatError(
             f"{' and '.join(paths)} are one weight in this model (tie_word_embeddings), and the overrides store them "
@@ -135,13 +141,17 @@ def named_outside(model: PreTrainedModel, config: QuantConfig) -> dict[str, nn.L
 
 
 def formats_of(
-    linears: Mapping[str, nn.Linear | nn.Embedding], config: QuantConfig, places: Sequence[_Place] = ()
+    linears: Mapping[str, nn.Linear | nn.Embedding],
+    config: QuantConfig,
+    places: Sequence[_Place] = (),
+    outside: Collection[str] = (),
 ) -> dict[str, QuantFormat]:
     """Path -> the format of each linear; `stored` is what its tensor among `places` has.
 
-    Raises TopcoatError naming the linears whose shape does not fit theirs.
+    `outside` are those that are no linears of the blocks: overrides must name them. Raises TopcoatError naming the
+    linears whose shape does not fit theirs.
     """
-    formats = formats_by_path(config, linears, {path for path in linears if override_of(config, path) is not None})
+    formats = formats_by_path(config, linears, outside)
     forms = {name: place.stored.form() for place in places for name in place.names}
     made: dict[str, QuantFormat] = {}
     refused: dict[Problem, list[str]] = {}
@@ -253,13 +263,13 @@ def _quantize(stored: StoredTensor, raw: Tensor, format: QuantFormat, device: to
     packed = stored.packed(raw, format.config)
     if packed is not None:  # the file has it in this format already
         return packed.to(device)
-    weight = _dense(stored, raw, plain).to(device)
+    weight = read_dense(stored, raw, plain).to(device)
     if plain is not None:  # the values are what is stored, and are checked: quantize would only look at them again
         return QuantizedWeight(name, (weight.shape[0], weight.shape[1]), {"weight": weight.contiguous()})
     return format.quantize(weight)
 
 
-def _dense(stored: StoredTensor, raw: Tensor, dtype: torch.dtype | None) -> Tensor:
+def read_dense(stored: StoredTensor, raw: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The tensor's values in `dtype` (or as stored), all finite."""
     values = stored.decode(raw, dtype)
     if values.numel():
@@ -274,7 +284,7 @@ def _dense(stored: StoredTensor, raw: Tensor, dtype: torch.dtype | None) -> Tens
     return values
 
 
-def _assign(model: PreTrainedModel, place: _Place, values: Tensor) -> None:
+def assign(model: PreTrainedModel, place: _Place, values: Tensor) -> None:
     """Put `values` under every name of its parameter, as one shared, frozen parameter (or buffer)."""
     parameter: nn.Parameter | None = None
     for name in place.names:

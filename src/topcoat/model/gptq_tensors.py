@@ -120,7 +120,7 @@ def _linear(
     columns = words * 32 // bits
     try:
         size = int(facts.get("group_size", -1))
-        config = GptqConfig(bits=bits, group_size=-1 if size >= columns else size, sym=bool(facts.get("sym", False)))  # type: ignore[arg-type]
+        config = GptqConfig(bits=bits, group_size=-1 if size >= columns else size, sym=bool(facts.get("sym", False)))
     except (ValidationError, TypeError, ValueError) as error:
         raise broken(name, file, "GPTQ", f"its group_size is {facts.get('group_size')!r}") from error
     size = columns if config.group_size == -1 else config.group_size

@@ -27,10 +27,11 @@ def plain_head(model: PreTrainedModel) -> Head | None:
     if family is None:
         return None
     linear = model.get_submodule(family.head)
-    if isinstance(linear, FrozenLinear) and linear.format.quantized:  # rebuilt for this one loss, then forgotten
-        weight: Tensor | nn.Module = linear.dense_weight(linear.compute_dtype)
-    else:
-        weight = linear.weight
+    weight = (
+        linear.dense_weight(linear.compute_dtype)  # rebuilt for this one loss, then forgotten
+        if isinstance(linear, FrozenLinear)
+        else linear.weight
+    )
     if getattr(linear, "bias", None) is not None or not isinstance(weight, Tensor):
         return None
     return Head(model.get_submodule(family.decoder), weight, logit_softcap(model.config))

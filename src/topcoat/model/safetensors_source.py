@@ -54,7 +54,7 @@ class SafeTensor(StoredTensor):
             return read_exactly(file, self.file, self.offset, self.n_bytes, f"tensor {self.name}")
 
     def form(self) -> QuantConfig:
-        return DenseConfig(format=NAMES.get(_DTYPES.get(self.stored_dtype, torch.float32), "fp32"))  # type: ignore[arg-type]
+        return DenseConfig(format=NAMES.get(_DTYPES.get(self.stored_dtype, torch.float32), "fp32"))
 
     def decode(self, raw: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         own = _DTYPES.get(self.stored_dtype)

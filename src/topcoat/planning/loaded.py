@@ -13,6 +13,7 @@ from topcoat.model.fuse import FusedModel, block_sizes
 from topcoat.planning.activations import Ranks
 from topcoat.planning.counts import BlockCounts, Counts, token_numbers
 from topcoat.quant.base import QuantizedWeight
+from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.sizes import ITEM_BYTES
 
@@ -29,7 +30,8 @@ def loaded_counts(
     inside = {id(module.weight) for module in linears.values() if isinstance(module, nn.Linear)}
     embeddings = {id(p): p for p in _embeddings(model) if full or id(p) not in ours}
     biases = sum(m.bias.numel() for m in frozen.values() if m.bias is not None)
-    states = [module.weight_state for module in frozen.values()]
+    outside = _stored_outside(model)
+    states = [module.weight_state for module in frozen.values()] + outside
     plain = [m for m in linears.values() if isinstance(m, nn.Linear) and not full]  # those nothing was attached to
     kinds = Counter((path.rsplit(".", 1)[-1], m.out_features, m.in_features) for path, m in linears.items())
     return Counts(
@@ -38,7 +40,7 @@ def loaded_counts(
         constant_bytes=sum(t.nbytes for q in states for name, t in q.tensors.items() if name != _codes(q)),
         embeddings=sum(p.numel() for p in embeddings.values()),
         rest=sum(n for key, n in dense.items() if key not in embeddings and key not in inside) + biases,
-        vocab=max(p.shape[0] for p in embeddings.values()),
+        vocab=max([p.shape[0] for p in embeddings.values()] + [q.shape[0] for q in outside]),
         layers=len(blocks_of(model)),
         hidden=model.config.hidden_size,
         trained=Counter(p.numel() for p in parameters.values()),
@@ -68,6 +70,13 @@ def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
     """The weights of the embedding and the head; the same one twice where they are tied."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     return [p for module in modules if module is not None for n, p in module.named_parameters() if n.endswith("weight")]
+
+
+def _stored_outside(model: PreTrainedModel) -> list[QuantizedWeight]:
+    """The weights of embedding and head that are quantized; a tied one once."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    states = [m.weight_state for m in modules if isinstance(m, FrozenEmbedding | FrozenLinear)]
+    return list({next(iter(q.tensors.values())).data_ptr(): q for q in states}.values())
 
 
 def _block_linears(model: PreTrainedModel) -> dict[str, FrozenLinear | nn.Linear]:

@@ -18,7 +18,7 @@ BY_ROW = ("int2", "int3", "int4", "int8", "gptq", "gguf", "bf16", "fp16", "fp32"
 
 
 class FrozenEmbedding(nn.Module):
-    """ids (...) -> rows (..., D) of a table (V, D), in `compute_dtype`. Its tensors are buffers, as a FrozenLinear's."""
+    """ids (...) -> rows (..., D) of a table (V, D), in `compute_dtype`. Its tensors are buffers, as FrozenLinear's."""
 
     def __init__(self, weight: QuantizedWeight, format: QuantFormat, compute_dtype: torch.dtype) -> None:
         super().__init__()

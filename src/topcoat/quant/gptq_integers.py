@@ -1,14 +1,14 @@
 """gptq: integers whose zero point is an integer too, in the numbers that GPTQ and AWQ checkpoints hold.
 
-A weight reads back as (code - zero) * scale, with scale float16 and zero a byte. Both the product and the difference are
-exact in float32: 8 bits times 11. Made from a weight, scale = (max(w, 0) - min(w, 0)) / (2**bits - 1) and
-zero = round(-min(w, 0) / scale), or with `sym` scale = 2 max|w| / (2**bits - 1) and zero = 2**(bits - 1). A zero of 0,
-where no weight of a group is negative, becomes 1 and the scale a step wider: files of version 1 store zero - 1, and
-programs that read them differ in what becomes of -1.
+A weight reads back as (code - zero) * scale, with scale float16 and zero a byte: exact in float32, 8 bits times 11.
+Made from a weight, scale = (max(w, 0) - min(w, 0)) / (2**bits - 1) and zero = round(-min(w, 0) / scale), or with `sym`
+scale = 2 max|w| / (2**bits - 1) and zero = 2**(bits - 1). A zero of 0, where no weight of a group is negative, becomes
+1 and the scale a step wider: files of version 1 store zero - 1, and programs that read them differ in what -1 becomes.
 
 A file made with activation order (desc_act) has its columns' groups in `group`; all others count them off.
 
-Frantar et al. 2022, arXiv:2210.17323; Lin et al. 2023 (AWQ), arXiv:2306.00978. How files pack it: model/gptq_tensors.py.
+Frantar et al. 2022, arXiv:2210.17323; Lin et al. 2023 (AWQ), arXiv:2306.00978. How files pack it stands in
+model/gptq_tensors.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PIECE = 1 << 17  # weights coded or rebuilt at a time, so that float32 temporari
 
 
 class GptqIntegers(QuantFormat):
-    """Tensors `codes` (O, I * bits / 8) uint8, `scale` (O, L) float16, `zero` (O, L) uint8; `group` (I,) int32 or none."""
+    """Tensors `codes` (O, I * bits / 8) uint8, `scale` (O, L) float16, `zero` (O, L) uint8; maybe `group` (I,)."""
 
     Config = GptqConfig
     config: GptqConfig

@@ -93,8 +93,8 @@ class IntConfig(QuantConfig):
     """Weights of one row that share scale and low; must divide the row. Smaller is more exact and costs more bits."""
     rounding: Literal["nearest", "hqq", "icq", "gptq"] = "nearest"
     """nearest: scale and low from the smallest and the largest weight. hqq: low moves until large errors are few
-    (half-quadratic, no data needed). icq: the scale under which the codes tell most, by their entropy. gptq: as nearest,
-    but what a weight's rounding does to the outputs on your own rows is made good by the weights that follow."""
+    (half-quadratic, no data needed). icq: the scale under which the codes tell most, by their entropy. gptq: as
+    nearest, but what a weight's rounding does to the outputs on your own rows, the weights that follow make good."""
     calibration_rows: int = Field(128, ge=1)
     """With rounding gptq: training rows, drawn by the seed, whose activations say what matters. More are slower."""
     scale_dtype: Literal["fp16", "fp32"] = "fp16"
@@ -177,10 +177,14 @@ def read_config(value: str | dict[str, Any]) -> QuantConfig:
     return config
 
 
+def rounds_by_rows(config: QuantConfig) -> bool:
+    """Whether calibration rows decide the codes of this format, its overrides aside."""
+    return isinstance(config, IntConfig | GptqConfig) and config.rounding == "gptq"
+
+
 def needs_rows(config: QuantConfig) -> bool:
     """Whether some linear of `config` is rounded by calibration rows."""
-    own = isinstance(config, IntConfig | GptqConfig) and config.rounding == "gptq"
-    return own or any(needs_rows(read_config(value)) for value in config.overrides.values())
+    return any(map(rounds_by_rows, (config, *(read_config(value) for value in config.overrides.values()))))
 
 
 def storage(config: QuantConfig) -> dict[str, Any]:

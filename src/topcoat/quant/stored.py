@@ -1,4 +1,4 @@
-"""stored: stands for whatever format each tensor of the checkpoint has; loading puts that in its place (model/fill.py)."""
+"""stored: stands for the format that each tensor of the checkpoint has; model/fill.py puts that in its place."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.recipe.load import load_recipe
 from topcoat.runs.folder import RunFolder
+from topcoat.runs.rounding import load_base
 
 
 class Chat:
@@ -109,5 +110,5 @@ def open_chat(what: str, say: Callable[[str], None]) -> Chat:
         tuned = {"path": str(folder.model), "quantization": None, "chat_template": None, "revision": None}
         return Chat(load_model(recipe.model.model_copy(update=tuned)), None)
     say(f"loading {recipe.model.path} and {folder.adapter}")
-    base = load_model(recipe.model)
+    base = load_base(recipe.model, folder)
     return Chat(base, load_adapter(base.model, folder.adapter, base.identity.model_dump()))

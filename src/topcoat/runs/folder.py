@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def rounded(self) -> Path:
+        """The integers of a base that was rounded by calibration; made before all else, read by all that follows."""
+        return self.path / "rounded"
+
+    @property
     def merged(self) -> Path:
         """Where `topcoat merge` puts the merged model unless told otherwise."""
         return self.path / "merged"
@@ -106,7 +111,8 @@ class RunFolder:
                 fix="add --resume to continue it, or name another output folder",
             )
         names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
-        others = [name for name in names if not (name.startswith(".") or TEMPORARY.search(name))]
+        spared = self.rounded.name  # a start that died while it was loading may have left it
+        others = [name for name in names if not (name.startswith(".") or name == spared or TEMPORARY.search(name))]
         if others:
             raise TopcoatError(
                 f"{self.path} is not empty: it holds {', '.join(sorted(others)[:3])}",

@@ -11,10 +11,10 @@ from topcoat.adapters.settings import FullConfig, PromptConfig
 from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting.merge import merge_model
 from topcoat.exporting.proof import Proof
-from topcoat.model.load import load_model
 from topcoat.recipe.load import load_recipe
 from topcoat.report.page import write_report
 from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.runs.rounding import load_base
 
 
 def merge_run(run: Path, out: Path | None = None, say: Callable[[str], None] = lambda text: None) -> tuple[Path, Proof]:
@@ -39,7 +39,7 @@ def merge_run(run: Path, out: Path | None = None, say: Callable[[str], None] = l
     if target.exists():
         raise TopcoatError(f"{target} exists already", where="--out", fix="name another folder, or delete this one")
     say("loading the base")
-    base = load_model(recipe.model.model_copy(update={"compute_dtype": "fp32"}))
+    base = load_base(recipe.model.model_copy(update={"compute_dtype": "fp32"}), folder)
     adapters = load_adapter(base.model, folder.adapter, base.identity.model_dump())
     if not adapters.copies and not adapters.rows and not any(layer.changes() for layer in adapters.layers.values()):
         raise Refused("the adapter changes nothing: it is as it started", str(folder.adapter), "train it first")

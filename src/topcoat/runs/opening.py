@@ -24,6 +24,7 @@ from topcoat.planning.loaded import fused_blocks, loaded_counts
 from topcoat.planning.machine import available_memory_bytes
 from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.sizes import ROUNDING, Setup, activation_room, bill_of
+from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 from topcoat.recipe.load import load_recipe
 from topcoat.recipe.schema import Recipe
@@ -216,7 +217,9 @@ def base_parameters(base: Base, adapters: Adapters) -> int:
     dense = sum(p.numel() for p in base.model.parameters() if id(p) not in ours)
     linears = [m for m in base.model.modules() if isinstance(m, FrozenLinear)]
     biases = sum(m.bias.numel() for m in linears if m.bias is not None)
-    return dense + biases + sum(m.in_features * m.out_features for m in linears)
+    stored = [m.weight_state for m in base.model.modules() if isinstance(m, FrozenLinear | FrozenEmbedding)]
+    shapes = {next(iter(q.tensors.values())).data_ptr(): q.shape for q in stored}
+    return dense + biases + sum(rows * columns for rows, columns in shapes.values())
 
 
 def free_memory(device: torch.device) -> int | None:
