@@ -21,6 +21,7 @@ from topcoat.files import write_file
 from topcoat.json_files import read_json_object
 from topcoat.report.curves import SMOOTH_FROM, loss_curves, points, small_curve
 from topcoat.report.facts import facts, show
+from topcoat.report.ranks import rank_pictures
 from topcoat.report.scores import exact_match, show_interval, show_share, wilson
 from topcoat.training.metrics import read_metrics
 from topcoat.units import show_bytes, show_count, show_seconds
@@ -94,6 +95,7 @@ def render(run: RunFiles) -> str:
         verdict=match.verdict if match else "",
         scores=_scores(run.results),
         **_curves(run.metrics),
+        ranks=rank_pictures(run.metrics),
         speed=_speed(run),
         bill=_bill(run.plan),
         data=list(facts(run.results.get("data") or {})),
