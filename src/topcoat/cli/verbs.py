@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "advise": "prompt, RAG, QLoRA, LoRA or full tuning: the decision, from facts about task, data and hardware",
     "data": "check what is in the data, see which tokens are trained, split it without leaks",
     "train": "train an adapter from a recipe; --resume continues, Ctrl-C saves and stops",
+    "tune": "search for good values of settings, such as the learning rate, within a time",
     "chat": "talk to a model or a finished run in the terminal",
     "merge": "write base and adapter as one model, with a proof that it computes the same",
     "export": "write a run as GGUF for llama.cpp and Ollama, or for PEFT and vLLM, with the same proof",

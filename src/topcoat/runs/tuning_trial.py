@@ -1,0 +1,167 @@
+"""One trial: an adapter on the base that is there, a short training on the slice, measured at a few points of it.
+
+The rungs of a trial of T steps are at T / 9, T / 3 and T. At each, the loss on the rows held out for the search decides
+whether the trial goes on (successive halving: Li et al. 2018, arXiv:1810.05934). Nothing stays on the base afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from topcoat.adapters.attach import Adapters, attach
+from topcoat.adapters.settings import FullConfig
+from topcoat.data.batches import Batches
+from topcoat.data.load import Dataset
+from topcoat.evaluation.loss import mean_loss
+from topcoat.model.load import Base
+from topcoat.model.originals import Originals
+from topcoat.recipe.schema import Recipe
+from topcoat.runs.compute import make_loss
+from topcoat.runs.listener import Listener
+from topcoat.runs.opening import RunPlan, free_memory, plan_run
+from topcoat.runs.scoring import Evaluating
+from topcoat.training.loop import Training, train
+from topcoat.training.loss_scale import LossScale
+from topcoat.training.memory import memory_bytes
+from topcoat.training.optimizers.base import Optimizer
+from topcoat.training.optimizers.choices import make_optimizer
+from topcoat.training.signals import StopSignals
+from topcoat.training.step_rules import step_rule
+
+START_ROWS = 128
+"""Examples that a start from the data (EVA) may look at."""
+RUNGS = (1, 3, 9)
+"""Ninths of a trial at which it is measured."""
+
+
+@dataclass
+class Bench:
+    """What all trials share: the base, loaded once, and the rows of the search."""
+
+    load: Callable[[], Base]
+    base: Base
+    data: Dataset
+    """The slice, and the rows held out of it."""
+    folder: Path
+    stop: StopSignals
+    listener: Listener
+    runtime_bytes: int
+
+    @contextmanager
+    def attached(self, recipe: Recipe) -> Iterator[tuple[Adapters, RunPlan]]:
+        """The recipe's adapter on the base, and the plan of its run; afterwards the base is as it was.
+
+        Full fine-tuning changes the base, which is then loaded again. Raises Refused where memory is short.
+        """
+        base = self.base
+        rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(self.data.train, START_ROWS))
+        adapters = attach(
+            base.model,
+            recipe.adapter,
+            recipe.seed,
+            originals=Originals(base),
+            rows=rows,
+            tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
+        )
+        try:
+            plan = plan_run(recipe, base, adapters, self.data, self.runtime_bytes)
+            plan.bill.require_fit(free_memory(base.device))
+            if plan.engine.checkpointing:
+                base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            yield adapters, plan
+        finally:
+            if isinstance(recipe.adapter, FullConfig):
+                self.base = self.load()
+            else:
+                adapters.detach()
+
+    def optimizer(self, recipe: Recipe, adapters: Adapters) -> Optimizer:
+        """A fresh one."""
+        return make_optimizer(
+            adapters.parameters(),
+            recipe.train,
+            folder=self.folder,
+            flat=not isinstance(recipe.adapter, FullConfig),
+            rate_factor=adapters.rate_factor,
+        )
+
+
+class Watch:
+    """The loop's stop flag: a signal, or what was decided at a rung."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals, self.verdict = signals, ""
+
+    @property
+    def stop(self) -> object | None:
+        """Why the trial should end now."""
+        return self.signals.stop or self.verdict or None
+
+
+def run_trial(bench: Bench, recipe: Recipe, label: str, at_rung: Callable[[int, float], str]) -> str:
+    """Train `recipe` on the slice. `at_rung` hears (ninths, loss) and says why the trial should end, or "".
+
+    Returns "" for a trial that came to its end, "stopped" after a signal, or what `at_rung` said. Raises Refused where
+    memory is short or the loss was no number three times in a row; the base is as it was in every case.
+    """
+    watch = Watch(bench.stop)
+    with bench.attached(recipe) as (adapters, plan):
+        base, total = bench.base, plan.steps.total
+        loss = make_loss(base, adapters, plan.engine.fused, recipe.train)
+        held = held_out_batches(bench.data, recipe, plan)
+        rungs = rungs_of(total)
+
+        def validate(step: int) -> None:
+            if step in rungs and watch.stop is None:
+                with Evaluating(base.model):
+                    watch.verdict = at_rung(rungs[step], mean_loss(loss, held))
+
+        base.model.train()
+        with bench.listener.progress(label, total) as advance:
+            train(
+                Training(
+                    parameters=adapters.parameters(),
+                    loss=loss,
+                    steps=plan.steps,
+                    settings=recipe.train,
+                    peak_learning_rate=plan.learning_rate,
+                    seed=recipe.seed,
+                    optimizer=bench.optimizer(recipe, adapters),
+                    scale=LossScale.for_dtype(base.compute_dtype),
+                    evaluate_every=1,
+                    validate=validate,
+                    save=lambda best: None,
+                    record=lambda row: advance(row["step"], row),
+                    explain=lambda batch: "these settings do not train",
+                    memory=lambda: memory_bytes(base.device),
+                    stop=watch,
+                    say=bench.listener.say,
+                    rule=step_rule(adapters, total),
+                )
+            )
+    if bench.stop.stop is not None:
+        return "stopped"
+    return watch.verdict
+
+
+def rungs_of(total: int) -> dict[int, int]:
+    """Step -> ninths of a trial of `total` steps; a rung of a short trial that falls on the next one is left out."""
+    return {max(1, math.ceil(total * ninths / 9)): ninths for ninths in RUNGS}
+
+
+def held_out_batches(data: Dataset, recipe: Recipe, plan: RunPlan) -> Batches:
+    """The rows held out for the search, in the batches of training."""
+    return Batches(
+        data.validation,
+        len(data.validation),
+        budget_tokens=plan.micro_batch_tokens,
+        packing=recipe.data.packing,
+        virtual_tokens=recipe.adapter.virtual_tokens,
+    )
