@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from topcoat import json_files
 from topcoat.errors import TopcoatError
-from topcoat.json_files import StrictDecoder, loads, read_json_object
+from topcoat.json_files import StrictDecoder, loads, quick_object, read_json_object, to_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -104,3 +104,62 @@ def test_what_is_no_regular_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "long").write_bytes(b'{"a": 12345}')
     with pytest.raises(TopcoatError, match=r"long has 12 B: it is no such file"):
         read_json_object(tmp_path / "long")
+
+
+ODD_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.just('a":'), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def strictly(text: str) -> object:
+    try:
+        return StrictDecoder().decode(text)
+    except json.JSONDecodeError:
+        return None
+
+
+@given(value=ODD_VALUES, spaced=st.booleans(), ascii_only=st.booleans())
+def test_a_quick_object_is_the_strict_one(value, spaced, ascii_only):
+    text = json.dumps(value, ensure_ascii=ascii_only, separators=(", ", " : ") if spaced else None)
+    found = quick_object(text.encode("utf-8", "surrogatepass"))
+    assert found is None or repr(found) == repr(strictly(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        '{"a": 1, "a" : 2}',
+        '{"a": 1, "a"\t: 2}',
+        '{"a": {"b": 1, "b": 1}, "c": "\\":"}',
+        r'{"a": 1, "\u0061": 2}',
+        '{"a": 123456789012345678901234567890}',
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        r'{"a": "\ud800"}',
+        '{"a": 1} {"b": 2}',
+        "[1]",
+        "\ufeff{}",
+        '{"a": "\x01"}',
+        "{" * 2000,
+    ],
+)
+def test_what_is_read_loosely_is_left_to_the_strict_reader(text):
+    assert quick_object(text.encode()) is None
+
+
+def test_usual_rows_are_read_quickly():
+    for text in (
+        '{"messages": [{"role": "user", "content": "Note : \\"a\\" b"}], "n": 3, "x": null}\n',
+        '{"a":"","b":[]}',
+    ):
+        assert quick_object(text.encode()) == json.loads(text)
+
+
+def test_json_holds_what_orjson_does_not():
+    for value in ([10**30, "é"], {"a": "\ud800"}, [1.5, None]):
+        assert json.loads(to_json(value).decode("utf-8", "surrogatepass")) == value

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from topcoat.errors import TopcoatError
 from topcoat.units import show_bytes
@@ -74,6 +77,47 @@ _STRICT = StrictDecoder()
 def loads(text: str) -> Any:
     """The value of a JSON text. Raises JSONDecodeError, and nothing else."""
     return _STRICT.decode(text)
+
+
+_SPACE_BEFORE_COLON = re.compile(rb'"[ \t\r]+:')
+
+
+def quick_object(data: bytes) -> dict[str, Any] | None:
+    """The object of a JSON text in one line, read by orjson, or None where a StrictDecoder might say something else.
+
+    That is for what is no object, holds a number that is no small integer, or may hold a key twice. Every key ends in
+    `":`, so where as many of these stand in the text as the object has keys, none was lost.
+    """
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    if type(value) is not dict or b"\n" in data[:-1]:
+        return None
+    if (b" :" in data or b"\t:" in data or b"\r:" in data) and _SPACE_BEFORE_COLON.search(data):
+        return None
+    return value if _n_keys(value) == data.count(b'":') else None
+
+
+def _n_keys(value: Any) -> int:
+    """Of all objects in a value; far below 0 where it holds a float, which orjson makes of long integers."""
+    if type(value) is dict:
+        n = len(value)
+        for inner in value.values():
+            if type(inner) is not str:
+                n += _n_keys(inner)
+        return n
+    if type(value) is list:
+        return sum([_n_keys(inner) for inner in value if type(inner) is not str])
+    return -(10**9) if type(value) is float else 0
+
+
+def to_json(value: Any) -> bytes:
+    """A JSON text of plain values, in UTF-8."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # an integer of over 64 bits, or half a surrogate pair
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def json_object(data: bytes, path: Path, fix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_a_memory_that_is_full_begins_anew(tokenizer, monkeypatch):
     for number in range(20):
         texts = [f"word{number} another{number} third{number} and more{number}"]
         assert remembering.encode(texts) == Words(tokenizer).encode(texts)
-    assert remembering._n < 100
+    assert remembering._table.n < 100
 
 
 def test_tokenizers_that_cut_otherwise_are_left_alone(chat_of, tokenizer):

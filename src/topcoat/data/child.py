@@ -9,6 +9,7 @@ Importing this module imports no torch: a child takes some 100 MB.
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
@@ -74,6 +75,8 @@ def main(progress_descriptor: int) -> None:
         answer: Answer = state["encoder"].encode(progress=progress, **rows)
         return answer
 
+    gc.disable()  # a request makes many thousand objects and no cycle to speak of: looked for behind each one
+    gc.freeze()
     operations: dict[str, Callable[..., Answer]] = {"render": render_here, "prepare": prepare, "encode": encode}
     while True:
         request = read_frame(sys.stdin.buffer)
@@ -81,6 +84,7 @@ def main(progress_descriptor: int) -> None:
             return
         name, arguments = pickle.loads(request)
         write_answer(answers, operations[name](**arguments))
+        gc.collect()
 
 
 def read_frame(stream: IO[bytes]) -> bytes | None:

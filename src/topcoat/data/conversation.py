@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from topcoat.data.lines import describe, names
 from topcoat.json_files import loads
 
+EMPTY_TURN = "a user turn is empty"
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -121,6 +123,9 @@ def odd_turns(messages: list[dict[str, Any]]) -> tuple[str, ...]:
     """
     doubts = {}
     roles = [message["role"] for message in messages]
+    if _take_turns(tuple(roles)):
+        is_odd = any(not message["content"].strip() for message in messages if message["role"] == "user")
+        return (EMPTY_TURN,) if is_odd else ()
     for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), start=1):
         if role == "tool" and before not in ("assistant", "tool"):
             behind = f"behind a {before} turn" if before else "at the start"
@@ -139,8 +144,15 @@ def odd_turns(messages: list[dict[str, Any]]) -> tuple[str, ...]:
     if roles[-1] != "assistant":
         doubts["the last turn is not an assistant turn: nothing is trained on it"] = True
     if any(message["role"] == "user" and not message["content"].strip() for message in messages):
-        doubts["a user turn is empty"] = True
+        doubts[EMPTY_TURN] = True
     return tuple(doubts)
+
+
+@lru_cache(4096)
+def _take_turns(roles: tuple[str, ...]) -> bool:
+    """Whether a user and an assistant speak in turns, the user first and the assistant last; a system turn may lead."""
+    turns = roles[1:] if roles[:1] == ("system",) else roles
+    return bool(turns) and turns == ("user", "assistant") * (len(turns) // 2)
 
 
 def _is_call(message: dict[str, Any]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from topcoat.data.rows import Row
 from topcoat.data.sandbox import TemplateStopped
 from topcoat.data.store import EMPTY_ANSWER, RESHAPED, ROW, SPECIAL_TEXT, STOPS
 from topcoat.data.straight import Straightened, straight_of
-from topcoat.data.template import Message
 from topcoat.data.words import NotSeparable, Words, words_of
 from topcoat.errors import TopcoatError
+from topcoat.json_files import to_json
 
 MOST_BAD = 20  # said of one request; the rest are counted
 
@@ -70,8 +70,9 @@ class Encoder:
         self.renderer.begin(progress, given)
         try:
             name, kept, conversations = self._conversations(head, given, bad)
-            straight = self._straight.encode(conversations, progress.set) if self._straight else {}
-            rest = [number for number in range(len(kept)) if number not in straight]
+            straight = self._straight.encode(conversations, progress.set) if self._straight else None
+            gone = set(straight.rows) if straight else set()
+            rest = [number for number in range(len(kept)) if number not in gone]
             encoded = self.renderer.encode_many(
                 [conversations[number] for number in rest], [kept[number] for number in rest], self.loss_on
             )
@@ -93,14 +94,16 @@ class Encoder:
         values["lost_reasoning_tokens"] = encoded.lost_reasoning_tokens
         if bad.count:
             return Answer(values)
-        done = dict(zip(rest, map(_Piece.of, encoded.examples), strict=True))
-        for number, found in straight.items():
-            done[number] = _Piece.straight(found, kept[number], conversations[number])
         guarded, reshaped = ({id(row) for row in some} for some in (encoded.guarded, encoded.reshaped))
-        flags = [SPECIAL_TEXT * (id(row) in guarded) | RESHAPED * (id(row) in reshaped) for row in kept]
-        for number in rest:  # a row with an empty turn never goes straight
+        flags = np.zeros(len(kept), np.uint32)
+        for number in rest:  # a row with special tokens, a rewritten answer or an empty turn never goes straight
+            row = id(kept[number])
+            flags[number] = SPECIAL_TEXT * (row in guarded) | RESHAPED * (row in reshaped)
             flags[number] |= EMPTY_ANSWER * _has_empty_answer(conversations[number])
-        arrays, sizes = _arrays([done[number] for number in range(len(kept))], conversations, flags, self._stops, texts)
+        tokens = _Tokens.of(straight, rest, encoded.examples)
+        asked = _asked(straight, rest, encoded.examples, conversations) if texts else [b""] * len(kept)
+        lines = [row.line for row in kept]
+        arrays, sizes = _arrays(tokens, lines, conversations, flags, self._stops, asked)
         return Answer({**values, **sizes}, arrays)
 
     def _mapped(
@@ -109,10 +112,10 @@ class Encoder:
         """The first row and the rows, with their columns as the formats read them. None if the first has not all."""
         found = []
         for number, (line, values) in enumerate(rows):
-            found.append(Row(values, file, line))
             try:
-                found[-1] = Row(self.columns.apply(values), file, line)
+                found.append(Row(self.columns.apply(values), file, line))
             except BadRow as error:
+                found.append(Row(values, file, line))
                 bad.add(number, f"{found[-1].place}: {error.what}", error.fix)
         try:
             return Row(self.columns.apply(first[1]), file, first[0]), found
@@ -169,77 +172,105 @@ def _names(rows: list[Any]) -> list[str]:
     return sorted({str(name) for _, values in rows for name in values})[:200]
 
 
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
-
-
 def content_digest(conversation: Conversation) -> int:
     """64 bits that follow from what a row says."""
-    said = _ENCODE([conversation.messages, conversation.text, conversation.tools])
-    return _digest(said.encode("utf-8", "surrogatepass"))
+    return _digest(to_json([conversation.messages, conversation.text, conversation.tools]))
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A row's tokens (T,), which are labels (T,), its line, and what a metric may ask of it."""
+class _Tokens:
+    """Tokens of N rows, side by side: lengths (N,), ids (T,), which are labels (T,), and where last answers begin (N,),
+    -1 where there is none."""
 
+    lengths: NDArray[np.int64]
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
-    line: int
-    answer_start: int
-    prompt: list[Message] | None
-    reference: str | None
+    answer_starts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, example: Example) -> _Piece:
-        start = -1 if example.answer_start is None else example.answer_start
-        trained = np.array(example.labels, np.int32) != IGNORE_INDEX
-        ids = np.array(example.input_ids, np.int32)
-        return cls(ids, trained, example.row.line, start, example.prompt_messages, example.reference)
+    def of(cls, straight: Straightened | None, rest: Sequence[int], examples: Sequence[Example]) -> _Tokens:
+        """Of the rows that went straight, and of the rest, whose numbers are `rest`."""
+        if straight and not rest:
+            return cls(np.diff(straight.borders), straight.ids, straight.trained, straight.answer_starts)
+        n = len(rest) + (len(straight.rows) if straight else 0)
+        lengths, starts = np.zeros(n, np.int64), np.full(n, -1)
+        pieces: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = [(np.zeros(0, np.int32), np.zeros(0, np.bool_))] * n
+        for number, example in zip(rest, examples, strict=True):
+            ids = np.array(example.input_ids, np.int32)
+            pieces[number] = ids, np.array(example.labels, np.int32) != IGNORE_INDEX
+            starts[number] = -1 if example.answer_start is None else example.answer_start
+        if straight:
+            starts[straight.rows] = straight.answer_starts
+            for number, (a, b) in zip(straight.rows, pairwise(straight.borders.tolist()), strict=True):
+                pieces[number] = straight.ids[a:b], straight.trained[a:b]
+        lengths[:] = [len(ids) for ids, _ in pieces]
+        ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in pieces)])
+        trained = np.concatenate([np.zeros(0, np.bool_), *(trained for _, trained in pieces)])
+        return cls(lengths, ids, trained, starts)
 
-    @classmethod
-    def straight(cls, found: Straightened, row: Row, conversation: Conversation) -> _Piece:
-        messages, turn = conversation.messages or [], found.answer_turn
-        prompt, reference = messages[:turn], messages[turn]["content"]
-        return cls(found.ids, found.trained, row.line, found.answer_start, prompt, reference)
+
+def _asked(
+    straight: Straightened | None,
+    rest: Sequence[int],
+    examples: Sequence[Example],
+    conversations: Sequence[Conversation],
+) -> list[bytes]:
+    """What a metric may ask of each row: JSON of the messages before its last answer and that answer, or nothing."""
+    found = [b""] * len(conversations)
+    for number, example in zip(rest, examples, strict=True):
+        if example.reference is not None:
+            found[number] = to_json([example.prompt_messages, example.reference])
+    for number, turn in zip(straight.rows, straight.answer_turns, strict=True) if straight else ():
+        messages = conversations[number].messages or []
+        found[number] = to_json([messages[:turn], messages[turn]["content"]])
+    return found
 
 
 def _arrays(
-    pieces: Sequence[_Piece], conversations: Sequence[Conversation], flags: list[int], stops: Any, texts: bool
+    tokens: _Tokens,
+    lines: Sequence[int],
+    conversations: Sequence[Conversation],
+    flags: NDArray[np.uint32],
+    stops: NDArray[np.int32],
+    texts: Sequence[bytes],
 ) -> tuple[list[bytes], dict[str, int]]:
     """Rows (ROW), ids, which of them are labels, and texts, as bytes; and how many of each."""
-    rows = np.zeros(len(pieces), ROW)
-    rows["line"] = [piece.line for piece in pieces]
-    rows["length"] = [len(piece.ids) for piece in pieces]
-    rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
-    rows["answer_start"] = [piece.answer_start for piece in pieces]
+    ids, trained = tokens.ids, tokens.trained
+    borders = np.concatenate([[0], np.cumsum(tokens.lengths)])
+    starts, ends = borders[:-1], borders[1:]
+    rows = np.zeros(len(lines), ROW)
+    rows["line"], rows["length"], rows["start"] = lines, tokens.lengths, starts
+    rows["answer_start"] = tokens.answer_starts
     rows["content"] = [content_digest(conversation) for conversation in conversations]
-    total = int(rows["length"].sum())
-    ids = np.concatenate([np.zeros(0, np.int32), *(piece.ids for piece in pieces)])
-    trained = np.concatenate([np.zeros(0, np.bool_), *(piece.trained for piece in pieces)])
-    rows["tokens"] = [_digest(piece.ids) for piece in pieces]
+    data = ids.tobytes()
+    view = memoryview(data)
+    rows["tokens"] = [_digest(view[4 * a : 4 * b]) for a, b in pairwise(borders.tolist())]
     targets = np.concatenate([[0], np.cumsum(trained)])
-    firsts = rows["start"][rows["length"] > 0]
-    rows["targets"] = targets[rows["start"] + rows["length"]] - targets[rows["start"]]
-    rows["targets"][rows["length"] > 0] -= trained[firsts]  # the first token of an example is never predicted
-    rows["largest"][rows["length"] > 0] = np.maximum.reduceat(ids, firsts) if total else 0
-    ending = np.concatenate([[0], np.cumsum(trained & np.isin(ids, stops))])
-    stopping = ending[rows["start"] + rows["length"]] > ending[rows["start"]]
-    rows["flags"] = np.array(flags, np.uint32) | STOPS * stopping.astype(np.uint32)
-    kept = [_text(piece) if texts else b"" for piece in pieces]
-    rows["text_size"] = [len(text) for text in kept]
+    has_tokens = tokens.lengths > 0
+    firsts = starts[has_tokens]
+    rows["targets"] = targets[ends] - targets[starts]
+    rows["targets"][has_tokens] -= trained[firsts]  # the first token of an example is never predicted
+    rows["largest"][has_tokens] = np.maximum.reduceat(ids, firsts) if len(ids) else 0
+    ending = np.concatenate([[0], np.cumsum(trained & _is_one_of(ids, stops))])
+    rows["flags"] = flags | STOPS * (ending[ends] > ending[starts]).astype(np.uint32)
+    rows["text_size"] = [len(text) for text in texts]
     rows["text"] = np.cumsum(rows["text_size"], dtype=np.int64) - rows["text_size"]
-    joined = b"".join(kept)
+    joined = b"".join(texts)
     sizes = {"rows": rows.nbytes, "ids": ids.nbytes, "trained": trained.nbytes, "texts": len(joined)}
-    return [rows.tobytes(), ids.tobytes(), trained.tobytes(), joined], sizes
+    return [rows.tobytes(), data, trained.tobytes(), joined], sizes
+
+
+def _is_one_of(ids: NDArray[np.int32], few: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which ids are among a few: quicker than np.isin for two or three."""
+    found = np.zeros(len(ids), np.bool_)
+    for one in few.tolist():
+        found |= ids == one
+    return found
 
 
 def _digest(data: Any) -> int:
     """64 bits of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-def _text(piece: _Piece) -> bytes:
-    return b"" if piece.reference is None else json.dumps([piece.prompt, piece.reference]).encode()
 
 
 def _has_empty_answer(conversation: Conversation) -> bool:

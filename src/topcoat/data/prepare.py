@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from transformers import PreTrainedTokenizerBase
 
 from topcoat.data.cache import Cache
@@ -87,7 +88,7 @@ def _code() -> list[str]:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    libraries = [f"{name} {version(name)}" for name in ("tokenizers", "transformers", "jinja2", "pyarrow")]
+    libraries = [f"{name} {version(name)}" for name in ("tokenizers", "transformers", "jinja2", "orjson", "pyarrow")]
     return [str(VERSION), digest.hexdigest(), *libraries]
 
 
@@ -184,12 +185,20 @@ def _batches(path: str, notes: list[str], reached: Reached) -> Iterator[list[tup
     size = 0
     for row in iter_rows(path, notes, reached):
         batch.append((row.line, row.values))
-        size += _characters(row.values)
+        size += _size(row.values)
         if size >= BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _size(values: dict[str, Any]) -> int:
+    """About how many bytes a row has."""
+    try:
+        return len(orjson.dumps(values))
+    except TypeError:  # a value that is none of JSON's, as Parquet has them
+        return _characters(values)
 
 
 def _characters(value: Any) -> int:

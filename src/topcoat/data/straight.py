@@ -1,17 +1,17 @@
 """Straight: conversations -> tokens and labels without a rendering, where the template is proved to write verbatim.
 
 For one sequence of roles such a template (`verbatim.py`) is a row of literals with the contents between them. They are
-read off one rendering with sentinels; then a text is put together, its answers and their stop tokens stand at known
-places, and a whole request of rows is encoded and masked in a few array operations. The first row of each sequence of
+read off one rendering with sentinels; then the texts of a request are put side by side, their answers and stop tokens
+stand at known places, and all rows are encoded and masked in a few array operations. The first row of each sequence of
 roles and every 256th are rendered as well: a difference means that nothing of the file is done this way. Rows with
 tools, calls, reasoning, empty turns or special tokens in their text go the long way (`render.py`), which decides.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,48 +28,68 @@ SENTINEL = "\U0010fff4"  # a private-use character
 ROLES = {"system", "user", "assistant"}
 VERIFY_EVERY = 256
 
+Places = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class Straightened:
-    """A row's tokens (T,), which of them are labels (T,), where its last answer begins, and which message that is."""
+    """The rows that went straight, by their numbers (N,): row n has tokens [borders[n], borders[n + 1]).
 
+    `ids` (T,) and `trained` (T,), which of them are labels; where in each row the last answer begins (N,), and which
+    message that is.
+    """
+
+    rows: list[int]
+    borders: Places
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
-    answer_start: int
-    answer_turn: int
+    answer_starts: Places
+    answer_turns: list[int]
 
 
 @dataclass(slots=True)
 class _Shape:
-    """What the template writes around the contents of one sequence of roles.
+    """What the template writes around the contents of one sequence of roles, with places in bytes.
 
-    Content i stands behind literals[i], stripped by strips[i]; an answer's stop token is [stop, end) of the literal
-    behind it; `spaces` are those at the end of the literal in front of it, which belong to its first word.
+    Content i stands behind literals[i], stripped by strips[i]; behind an answer its stop token begins at stops[i];
+    `spaces` are those at the end of the literal in front of it, which belong to its first word. `edges` are the places
+    in each literal where an added token begins or ends.
     """
 
     literals: list[str]
     strips: list[Callable[[str], str] | None]
-    stops: dict[int, tuple[int, int]]
+    stops: dict[int, int]
     spaces: dict[int, int]
-    pieces: list[tuple[str, list[list[str]], str] | None]
-    """Of each literal the text up to its first added token, the segments up to its last as words, and the text behind;
-    None where it has none."""
+    edges: list[list[int]]
+    sizes: list[int]
+    """Of the literals."""
+    spans: list[tuple[int, int]]
+    """What is trained: from the beginning of one answer to the stop token of another, as their turns."""
     met: int = 0
+
+    @property
+    def last_turn(self) -> int:
+        """That of the last answer."""
+        return max(self.stops)
 
 
 @dataclass(slots=True)
 class _Text:
-    """A row's text and what is known of it."""
+    """A row's contents as they are written, and whether an added token may stand in them."""
 
     row: int
-    text: str
-    segments: list[list[str]]
-    spans: list[tuple[int, int]]
-    """Where the first token of what is trained begins, and its stop token."""
-    stops: list[int]
-    """Of every answer."""
-    last_start: int
-    last_turn: int
+    contents: list[str]
+    is_plain: bool
+
+
+@dataclass(slots=True)
+class _Places:
+    """Places in the bytes of all texts: word edges, trained spans, stop tokens, and each text's last answer."""
+
+    edges: list[Places]
+    spans: list[Places]
+    stops: list[Places]
+    lasts: Places
 
 
 class Straight:
@@ -84,48 +104,62 @@ class Straight:
         self._heads = tuple({text[:2] for text in wary_of})
         self._stop_ids = np.array(sorted(renderer.stop_ids), np.int32)
 
-    def encode(self, conversations: Sequence[Conversation], at: Callable[[int], None]) -> dict[int, Straightened]:
-        """Row number -> its tokens, for the rows that go this way. `at` is told of each row that is rendered.
+    def encode(self, conversations: Sequence[Conversation], at: Callable[[int], None]) -> Straightened | None:
+        """The rows that go this way, None if none does. `at` is told of each row that is rendered.
 
         Raises:
             NotSeparable: a rendering or an encoding was not what was put together.
         """
-        texts = [text for row, one in enumerate(conversations) if (text := self._text(row, one, at)) is not None]
-        return self._encoded(texts) if texts else {}
+        texts: list[_Text] = []
+        shapes: list[_Shape] = []
+        for row, conversation in enumerate(conversations):
+            shape = self._shape_of(row, conversation, at)
+            text = self._text(row, conversation, shape, at) if shape else None
+            if shape and text:
+                texts.append(text)
+                shapes.append(shape)
+        return self._encoded(texts, shapes) if texts else None
 
-    def _text(self, row: int, conversation: Conversation, at: Callable[[int], None]) -> _Text | None:
+    def _shape_of(self, row: int, conversation: Conversation, at: Callable[[int], None]) -> _Shape | None:
         messages = conversation.messages
-        if messages is None or conversation.tools or any(len(message) != 2 for message in messages):
+        if messages is None or conversation.tools:
             return None
+        for message in messages:
+            if len(message) != 2:
+                return None
         roles = tuple([message["role"] for message in messages])
         if roles not in self._shapes:
             at(row)
             self._shapes[roles] = self._shape(roles)
-        shape = self._shapes[roles]
-        if shape is None:
-            return None
+        return self._shapes[roles]
+
+    def _text(self, row: int, conversation: Conversation, shape: _Shape, at: Callable[[int], None]) -> _Text | None:
+        messages = conversation.messages or []
         contents = [message["content"] for message in messages]
         everything = "\n".join(contents)
         is_plain = self._is_plain(everything, contents)
         if not is_plain and (self._renderer.guard.touches(everything) or any(t in everything for t in self._forbidden)):
             return None
-        if not all(map(str.strip, contents)):
-            return None
+        for content in contents:
+            if not content or content.isspace():
+                return None
         contents = [
             content if strip is None else strip(content) for content, strip in zip(contents, shape.strips, strict=True)
         ]
-        text = "".join(chain.from_iterable(zip(shape.literals, contents, strict=False))) + shape.literals[-1]
         shape.met += 1
         if shape.met % VERIFY_EVERY == 1:
             at(row)
+            text = _put_together(shape, contents)
             if self._rendered(messages) != text:
                 raise NotSeparable(text)
-        segments = self._segments(shape, contents) if is_plain else self._words.segments(text)
-        return self._placed(row, text, segments, shape, contents)
+        return _Text(row, contents, is_plain)
 
     def _is_plain(self, everything: str, contents: list[str]) -> bool:
         """Whether no added token and no text to be wary of can begin in the contents; mostly seen at a glance."""
-        if not any(first in everything for first in self._firsts):
+        for first in self._firsts:
+            if first in everything:
+                break
+        else:
             return True
         if any(head in everything for head in self._heads):
             return False
@@ -138,75 +172,83 @@ class Straight:
         except BadRow:
             return None
 
-    def _placed(self, row: int, text: str, segments: list[list[str]], shape: _Shape, contents: list[str]) -> _Text:
-        answers, at = [], 0
-        for number, content in enumerate(contents):
-            at += len(shape.literals[number])
-            end = at + len(content)
-            if number in shape.stops:
-                stop = shape.stops[number]
-                answers.append(Answer(number, at, end + stop[0], end + stop[1]))
-            at = end
-        spaces = [shape.spaces[answer.turn] for answer in answers]
-        spans = trained_characters(answers, self._loss_on)
-        before = spaces[-1:] if self._loss_on == "last_turn" else spaces[: len(spans)]
-        pairs = [(start - n, stop) for (start, stop), n in zip(spans, before, strict=True)]
-        stops = [answer.stop for answer in answers]
-        return _Text(row, text, segments, pairs, stops, answers[-1].start - spaces[-1], answers[-1].turn)
-
-    def _segments(self, shape: _Shape, contents: list[str]) -> list[list[str]]:
-        """The words of the text, segment by segment: only the contents are split, the literals were before."""
-        found: list[list[str]] = []
-        cut, text = self._words.cut, ""
-        for literal, piece, content in zip(shape.literals, shape.pieces, [*contents, ""], strict=True):
-            if piece is None:
-                text += literal + content
-                continue
-            head, inner, tail = piece
-            if text + head:
-                found.append(cut(text + head))
-            found += inner
-            text = tail + content
-        if text:
-            found.append(cut(text))
-        return found
-
-    def _encoded(self, texts: list[_Text]) -> dict[int, Straightened]:
-        ids, ends, borders, places = self._words.arrays([one.segments for one in texts])
-        begins = places.tolist()  # of each text, in characters
-        first, stop = borders[0], borders[1]
-        self._words.check(texts[0].text, (ids[first:stop].tolist(), (ends[first:stop] - begins[0]).tolist()))
-        starts = [b + start for b, one in zip(begins, texts, strict=True) for start, _ in one.spans]
-        behinds = [b + end for b, one in zip(begins, texts, strict=True) for _, end in one.spans]
-        ending = [b + at for b, one in zip(begins, texts, strict=True) for at in one.stops]
-        lasts = [b + one.last_start for b, one in zip(begins, texts, strict=True)]
+    def _encoded(self, texts: list[_Text], shapes: list[_Shape]) -> Straightened:
+        pieces = [piece for text, shape in zip(texts, shapes, strict=True) for piece in _pieces(shape, text.contents)]
+        joined = "".join(pieces)
+        data = joined.encode()
+        length = len if len(joined) == len(data) else _n_bytes
+        begins, places = self._places(texts, shapes, length)
+        ids, ends, borders = self._words.arrays(data, np.concatenate([*places.edges, [len(data)]]), begins)
+        self._check_first(texts[0], shapes[0], ids[: borders[1]], ends[: borders[1]])
         n = len(ids)
-        stop_at = np.searchsorted(ends, ending, "right")
+        stop_at = np.searchsorted(ends, np.concatenate(places.stops), "right")
         good_stops = np.isin(ids[np.minimum(stop_at, n - 1)], self._stop_ids) & (stop_at < n)
         if not good_stops.all():
-            raise NotSeparable(texts[0].text)
+            raise NotSeparable(_put_together(shapes[0], texts[0].contents))
         if self._loss_on == "all":
             trained = np.ones(n, np.bool_)
         else:
+            first, stop = np.searchsorted(ends, np.concatenate(places.spans, axis=1), "right")
             edges = np.zeros(n + 1, np.int8)
-            edges[np.searchsorted(ends, starts, "right")] += 1
-            edges[np.searchsorted(ends, behinds, "right") + 1] -= 1
-            trained = np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)
-        answer_starts = (np.searchsorted(ends, lasts, "right") - borders[:-1]).tolist()
-        found = {}
-        for one, (a, b), answer in zip(texts, pairwise(borders.tolist()), answer_starts, strict=True):
-            if self._begins_well(ids[a : min(a + 2, b)]):
-                found[one.row] = Straightened(ids[a:b], trained[a:b], answer, one.last_turn)
-        return found
+            edges[first] += 1
+            edges[stop + 1] -= 1
+            trained = np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)
+        answer_starts = np.searchsorted(ends, places.lasts, "right") - borders[:-1]
+        turns = [shape.last_turn for shape in shapes]
+        found = Straightened([text.row for text in texts], borders, ids, trained, answer_starts, turns)
+        begin_well = self._begin_well(ids, borders)
+        return found if begin_well.all() else _taken(found, np.flatnonzero(begin_well))
 
-    def _begins_well(self, head: NDArray[np.int32]) -> bool:
-        """Whether the beginning-of-text token is as it must be without anything put in front."""
-        bos = self._renderer.bos
+    def _places(self, texts: list[_Text], shapes: list[_Shape], length: Callable[[str], int]) -> tuple[Places, _Places]:
+        """Where each text begins when they stand side by side, and all places in them."""
+        by_shape: dict[int, list[int]] = defaultdict(list)
+        for number, shape in enumerate(shapes):
+            by_shape[id(shape)].append(number)
+        totals = np.zeros(len(texts), np.int64)
+        sized = []
+        for numbers in by_shape.values():
+            shape = shapes[numbers[0]]
+            sizes = np.array([[length(content) for content in texts[number].contents] for number in numbers])
+            totals[numbers] = sizes.sum(axis=1) + sum(shape.sizes)
+            sized.append((shape, np.array(numbers), sizes))
+        begins = np.cumsum(totals) - totals
+        places = _Places([begins], [], [], np.zeros(len(texts), np.int64))
+        for shape, chosen, sizes in sized:
+            self._place(shape, sizes, begins[chosen], [texts[number] for number in chosen.tolist()], places)
+            last = shape.last_turn
+            places.lasts[chosen] = _starts(shape, sizes, begins[chosen])[last] - shape.spaces[last]
+        return begins, places
+
+    def _place(self, shape: _Shape, sizes: Places, begins: Places, texts: list[_Text], places: _Places) -> None:
+        """Append the places in the texts (N,) of one shape, whose contents have these sizes (N, turns)."""
+        starts = _starts(shape, sizes, begins)
+        plain = np.array([text.is_plain for text in texts])
+        for number, edges in enumerate(shape.edges):
+            literal = (starts[number] if number < len(starts) else starts[-1] + sizes[:, -1] + shape.sizes[-1])[plain]
+            places.edges += [literal - shape.sizes[number] + edge for edge in edges]
+        for text, begin in zip(texts, begins.tolist(), strict=True):
+            if not text.is_plain:
+                parts = [len(part.encode()) for part in self._words.parts(_put_together(shape, text.contents))]
+                places.edges.append(begin + np.cumsum(parts)[:-1])
+        stops = {turn: starts[turn] + sizes[:, turn] + stop for turn, stop in shape.stops.items()}
+        places.stops += stops.values()
+        places.spans += [np.stack([starts[one] - shape.spaces[one], stops[other]]) for one, other in shape.spans]
+
+    def _check_first(self, text: _Text, shape: _Shape, ids: NDArray[np.int32], ends: Places) -> None:
+        """Raises NotSeparable if these are not the ids and ends, in bytes, of this text as it is encoded whole."""
+        whole = _put_together(shape, text.contents)
+        self._words.check_bytes(whole, ids, ends)
+
+    def _begin_well(self, ids: NDArray[np.int32], borders: Places) -> NDArray[np.bool_]:
+        """Of which texts the beginning-of-text token is as it must be without anything put in front."""
+        bos, firsts, seconds = self._renderer.bos, borders[:-1], np.minimum(borders[:-1] + 1, borders[1:] - 1)
         if bos.id is None:
-            return True
-        if len(head) and head[0] == bos.id:
-            return len(head) < 2 or head[1] != bos.id
-        return not (bos.is_added or bos.is_promised or bos.is_written)
+            return np.ones(len(firsts), np.bool_)
+        is_there = ids[firsts] == bos.id
+        is_twice = is_there & (ids[seconds] == bos.id) & (seconds > firsts)
+        is_needed = bool(bos.is_added or bos.is_promised or bos.is_written)
+        good: NDArray[np.bool_] = ~is_twice & (is_there | (not is_needed))
+        return good
 
     def _shape(self, roles: tuple[str, ...]) -> _Shape | None:
         """What the template writes for these roles; None where the long way is needed."""
@@ -231,16 +273,53 @@ class Straight:
             before = literals[number].rstrip(" ")
             if match is None or literals[number + 1][: match.start()].strip() or not before:
                 return None
-            stops[number], spaces[number] = match.span(), len(literals[number]) - len(before)
-        pieces = [self._piece(literal) for literal in literals]
-        tails = [literal if piece is None else piece[2] for literal, piece in zip(literals, pieces, strict=True)]
-        if any(map(self._words.may_open, tails)):
+            stops[number] = _n_bytes(literals[number + 1][: match.start()])
+            spaces[number] = len(literals[number]) - len(before)
+        parts = [self._words.parts(literal) for literal in literals]
+        if any(self._words.may_open(tail) for *_, tail in parts):
             return None
-        return _Shape(literals, [STRIP[one] for one in kept], stops, spaces, pieces)
+        edges = [np.cumsum([_n_bytes(part) for part in some[:-1]]).tolist() for some in parts]
+        answers = [Answer(turn, turn, turn, turn) for turn in stops]
+        spans = trained_characters(answers, self._loss_on)
+        sizes = [_n_bytes(literal) for literal in literals]
+        return _Shape(literals, [STRIP[one] for one in kept], stops, spaces, edges, sizes, spans)
 
-    def _piece(self, literal: str) -> tuple[str, list[list[str]], str] | None:
-        head, *inner = self._words.parts(literal)
-        return (head, [self._words.cut(part) for part in inner[:-1] if part], inner[-1]) if inner else None
+
+def _pieces(shape: _Shape, contents: list[str]) -> list[str]:
+    """A row's literals and contents in turns."""
+    pieces = [piece for pair in zip(shape.literals, contents, strict=False) for piece in pair]
+    pieces.append(shape.literals[-1])
+    return pieces
+
+
+def _put_together(shape: _Shape, contents: list[str]) -> str:
+    """The row's text."""
+    return "".join(_pieces(shape, contents))
+
+
+def _n_bytes(text: str) -> int:
+    """Of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _starts(shape: _Shape, sizes: Places, begins: Places) -> Places:
+    """Where contents begin (turns, N), in texts that begin at `begins` (N,); `sizes` (N, turns) are the contents'."""
+    before = np.cumsum(sizes, axis=1) - sizes + np.cumsum(shape.sizes)[: sizes.shape[1]]
+    return begins + before.T
+
+
+def _taken(found: Straightened, chosen: Places) -> Straightened:
+    """Some of the rows."""
+    ranges = [np.arange(found.borders[n], found.borders[n + 1]) for n in chosen.tolist()]
+    at = np.concatenate([np.zeros(0, np.int64), *ranges])
+    return Straightened(
+        [found.rows[n] for n in chosen.tolist()],
+        np.cumsum([0, *map(len, ranges)]),
+        found.ids[at],
+        found.trained[at],
+        found.answer_starts[chosen],
+        [found.answer_turns[n] for n in chosen.tolist()],
+    )
 
 
 STRIP: dict[tuple[bool, bool], Callable[[str], str] | None] = {

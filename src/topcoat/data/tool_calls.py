@@ -102,6 +102,8 @@ def _deeper(value: Any, levels: int) -> bool:
 
 def doubts_about(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> tuple[str, ...]:
     """What is odd about the calls of a conversation."""
+    if not tools and all(len(message) == 2 for message in messages):
+        return ()
     doubts = {}
     known = {str(tool.get("function", {}).get("name")) for tool in tools or []}
     ids: set[str] = set()

@@ -22,7 +22,7 @@ from topcoat.errors import TopcoatError
 BATCH_ROWS = 512
 BATCH_CHARACTERS = 2**19  # of one request: what a crash costs, and what waits in memory for each worker
 MOST_WORKERS = 4  # more wait for the one process that reads and writes
-ALONE = 3  # requests of a small file, for which no second process is worth starting
+ALONE = 8  # requests of a small file, for which no second process is worth starting: one costs a second
 
 Rows = list[tuple[int, dict[str, Any]]]
 

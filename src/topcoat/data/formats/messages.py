@@ -17,6 +17,7 @@ from topcoat.data.tool_calls import call_of_text, doubts_about, tool_calls_of, t
 
 COLUMNS = ("messages",)
 SAME_ROLE = {"developer": "system", "function": "tool"}
+PLAIN_ROLES = ("user", "assistant", "system")  # what most turns are: nothing else has to be looked at
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TEXT_PARTS = ("text", "input_text", "output_text")
 MEDIA_PARTS = {
@@ -56,6 +57,10 @@ def read_messages(values: dict[str, Any], field: str) -> list[dict[str, Any]]:
 
 def message(turn: dict[str, Any], where: str) -> dict[str, Any]:
     """One message as templates read it. Raises BadRow."""
+    if len(turn) == 2 and turn.get("role") in PLAIN_ROLES:
+        content = turn.get("content")
+        if isinstance(content, str) and content.isascii():
+            return {"role": turn["role"], "content": content}
     if "role" not in turn and "from" in turn:
         fix = "set data.format: sharegpt and data.columns: {conversations: messages}"
         raise BadRow(f'{where}"role" is missing; the message has {names(turn)}', fix)
