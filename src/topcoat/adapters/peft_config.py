@@ -74,7 +74,7 @@ def peft_config(adapters: Adapters, base_name: str) -> Values:
     kind = WRITTEN_AS[adapters.config.method]
     written: Values = {
         "peft_type": kind,
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if "score" in adapters.copies else "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "revision": None,
         "inference_mode": True,

@@ -16,6 +16,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
 from topcoat.exporting.companions import write_companions
+from topcoat.exporting.labels import label_logits_of, prove_labels
 from topcoat.exporting.integer_model import QUANTIZATION, integer_tensors, keeps_integers
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.exporting.proof import Proof, compare, logits_of
@@ -41,7 +42,7 @@ def merge_model(
         raise TopcoatError("there are no prompts to prove the merge on", fix="give at least one, as token ids")
     dtype = output_dtype(base)
     base.model.eval()
-    expected = logits_of(base.model, prompts)
+    expected = outputs_of(base, prompts)
     with publish_directory(out) as temporary:
         kept = keeps_integers(adapters)
         say("writing the integers as they were trained" if kept else f"writing {NAMES[dtype]} weights")
@@ -53,6 +54,11 @@ def merge_model(
     return proof
 
 
+def outputs_of(base: Base, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What is proved: the logits (T, V) of each prompt, or what the head of labels says of it (1, K)."""
+    return logits_of(base.model, prompts) if base.head is None else label_logits_of(base.model, prompts)
+
+
 def prove(
     folder: Path,
     expected: Sequence[Tensor],
@@ -62,6 +68,8 @@ def prove(
 ) -> Proof:
     """Load the model in `folder` from disk and compare its logits with the `expected` ones, computed by `base`."""
     dtype = output_dtype(base)
+    if base.head is not None:
+        return prove_labels(folder, expected, prompts, dtype)
     settings = ModelSettings(
         path=str(folder),
         quantization=stored or DenseConfig.model_validate({"format": NAMES[dtype]}),
@@ -81,5 +89,6 @@ def write_model(base: Base, adapters: Adapters, folder: Path) -> None:
     if kept:
         config["quantization_config"] = dict(QUANTIZATION)
     config |= {"dtype": str(dtype).removeprefix("torch."), "architectures": [base.identity.architecture]}
+    config |= base.head.config() if base.head is not None else {}
     write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     write_companions(base.source, base.tokenizer, folder, Renderer(base.tokenizer).template)

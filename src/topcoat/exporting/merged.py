@@ -17,6 +17,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.adapters.settings import FullConfig
 from topcoat.model.fill import _match
 from topcoat.model.load import Base
+from topcoat.model.score import SCORE
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 
@@ -54,6 +55,8 @@ def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterat
         if own in rows:
             tensor = rows[own].on(tensor.float())
         yield own, tensor.detach().to(dtype).cpu().contiguous()
+    if base.head is not None:  # in no checkpoint: it was put on the model to be trained, and stays as it was trained
+        yield f"{SCORE}.weight", trained[f"{SCORE}.weight"].detach().cpu().contiguous()
 
 
 def _names(base: Base, adapters: Adapters) -> Iterator[str]:

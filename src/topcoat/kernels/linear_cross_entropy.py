@@ -3,8 +3,8 @@
 Rows are taken in chunks. For each chunk the gradient is known as soon as the logits are (`cross_entropy_rows.py` writes
 it over them), so it is formed in the forward: d loss / d h = (softmax - onehot) W, and the backward only scales it. The
 log-sum-exp and the loss are float32 whatever the dtype of the products. A soft cap c (Gemma 2, arXiv:2408.00118) makes
-the logits c * tanh(logits / c); a scale (Cohere, Granite) multiplies them before that. Label smoothing e (Szegedy et al.
-2015, arXiv:1512.00567, section 7) makes the target (1 - e) onehot(y) + e / V.
+the logits c * tanh(logits / c); a scale (Cohere, Granite) multiplies them before that. Label smoothing e (Szegedy et
+al. 2015, arXiv:1512.00567, section 7) makes the target (1 - e) onehot(y) + e / V.
 
 Source of the idea: Hsu et al. 2024 (Liger kernel), arXiv:2410.10989, section 3.2.
 """

@@ -25,6 +25,7 @@ from topcoat.model.families import FAMILIES, attention_softcap
 from topcoat.model.fill import fill
 from topcoat.model.identity import Identity, hash_config, hash_text, hash_tokenizer
 from topcoat.model.rounded import open_rounded
+from topcoat.model.score import LabelHead
 from topcoat.model.settings import ModelSettings
 from topcoat.model.skeleton import build_skeleton, check_sizes
 from topcoat.model.source import Source, open_source
@@ -48,6 +49,8 @@ class Base:
     compute_dtype: torch.dtype
     device: torch.device
     source: Source
+    head: LabelHead | None = None
+    """What the head says, where it is one of labels or numbers (`score.py`) in place of the one of tokens."""
 
     @property
     def vocab_rows(self) -> int:

@@ -104,6 +104,17 @@ def adapter_parameters(recipe: Recipe) -> int | None:
     return recipe.adapter.r * sum(sum(next(linears[path].parameters()).shape) for path in targets)
 
 
+def checked_as(recipe: Recipe) -> DataSettings:
+    """The data as its checks read it: a text and its label are a question and its answer, other texts stand alone."""
+    data, objective = recipe.data, recipe.train.objective
+    if objective == "classification" and data.text_template is None:
+        column = data.label_columns[0]
+        columns = {"prompt": data.columns.get("text", "text"), "completion": data.columns.get(column, column)}
+        if all(isinstance(next(iter_rows(file)).values.get(columns["completion"]), str) for file, _ in data.train_files):
+            return data.model_copy(update={"columns": columns, "format": "prompt_completion"})
+    return data if objective == "sft" else data.model_copy(update={"format": "text"})
+
+
 def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, listener: Listener) -> None:
     """The checks that cost little, over the first 100,000 rows; what is found is said.
 
@@ -125,7 +136,7 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
                 advance(done, {})
 
         verdict = check_files(
-            recipe.data, setting=lambda rows: setting, most=BEFORE_TRAINING, cheap_only=True, tell=tell
+            checked_as(recipe), setting=lambda rows: setting, most=BEFORE_TRAINING, cheap_only=True, tell=tell
         )
     for line in summary(verdict):
         listener.say(f"warning: {line}")

@@ -8,12 +8,15 @@ from pathlib import Path
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.files import load_adapter
 from topcoat.adapters.settings import FullConfig
+from topcoat.data.labels import LABELLED
 from topcoat.data.render import Renderer
 from topcoat.data.template import Message
+from topcoat.errors import TopcoatError
 from topcoat.model.generate import generate
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.recipe.load import load_recipe
+from topcoat.recipe.schema import Recipe
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.rounding import load_base
 
@@ -105,6 +108,8 @@ def open_chat(what: str, say: Callable[[str], None]) -> Chat:
         return Chat(load_model(ModelSettings(path=what)), None)
     recipe = load_recipe(folder.recipe, check_files=False)
     folder.require_trained(recipe.adapter)
+    if recipe.train.objective in LABELLED:
+        return _open_labeller(folder, recipe, say)
     if isinstance(recipe.adapter, FullConfig):
         say(f"loading {folder.model}")
         tuned = {"path": str(folder.model), "quantization": None, "chat_template": None, "revision": None}
@@ -112,3 +117,18 @@ def open_chat(what: str, say: Callable[[str], None]) -> Chat:
     say(f"loading {recipe.model.path} and {folder.adapter}")
     base = load_base(recipe.model, folder)
     return Chat(base, load_adapter(base.model, folder.adapter, base.identity.model_dump()))
+
+
+def _open_labeller(folder: RunFolder, recipe: Recipe, say: Callable[[str], None]) -> Chat:
+    from topcoat.runs.labelling import Labeller, put_head_of  # which is a Chat of its own kind
+
+    if isinstance(recipe.adapter, FullConfig):
+        raise TopcoatError(
+            f"the run learned {recipe.train.objective}, and its whole model is transformers' to load",
+            where=str(folder.model),
+            fix="AutoModelForSequenceClassification.from_pretrained loads it; an adapter's run can be talked to here",
+        )
+    say(f"loading {recipe.model.path} and {folder.adapter}; each line is a text to label")
+    base = load_base(recipe.model, folder)
+    put_head_of(base, folder.adapter)
+    return Labeller(base, load_adapter(base.model, folder.adapter, base.identity.model_dump()))

@@ -12,13 +12,13 @@ from topcoat.adapters.files import save_adapter
 from topcoat.adapters.settings import FullConfig
 from topcoat.data.render import Renderer
 from topcoat.exporting.companions import write_companions
-from topcoat.exporting.merge import prove, write_model
-from topcoat.exporting.proof import logits_of
+from topcoat.exporting.merge import outputs_of, prove, write_model
 from topcoat.files import discard, publish_directory, write_file
 from topcoat.model.load import Base
 from topcoat.report.card import model_card
 from topcoat.report.page import write_report
 from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.runs.labelling import write_head_config
 from topcoat.runs.listener import Listener
 from topcoat.runs.scoring import Scores
 from topcoat.runs.session import Session
@@ -52,6 +52,7 @@ def finish(session: Session, before: Scores, progress: Progress, listener: Liste
         "base": before.as_json(),
         "adapter": tuned.as_json(),
         "train_seconds": progress.elapsed_s,
+        "labels": list(base.head.names) if base.head is not None else None,
         "steps": progress.step,
         "best_step": progress.best_step,
         "skipped_steps": progress.skipped_steps,
@@ -93,10 +94,12 @@ def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
     with publish_directory(final) as temporary:
         if isinstance(adapters.config, FullConfig):
             write_model(base, adapters, temporary)
-            expected = logits_of(base.model, prompts)  # of the float32 masters
+            expected = outputs_of(base, prompts)  # of the float32 masters
             prove(temporary, expected, base, prompts).require(f"the model in {final}")
         else:
             save_adapter(adapters, temporary, base.settings.path, base.identity.model_dump())
+            if base.head is not None:
+                write_head_config(base, temporary)
             template = Renderer(base.tokenizer).template
             write_companions(base.source, base.tokenizer, temporary, template, generation=False)
     if aside.exists():

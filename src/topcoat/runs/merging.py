@@ -8,12 +8,14 @@ from pathlib import Path
 from topcoat.adapters.attach import no_weights
 from topcoat.adapters.files import load_adapter
 from topcoat.adapters.settings import FullConfig, PromptConfig
+from topcoat.data.labels import LABELLED
 from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting.merge import merge_model
 from topcoat.exporting.proof import Proof
 from topcoat.recipe.load import load_recipe
 from topcoat.report.page import write_report
 from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.runs.labelling import put_head_of
 from topcoat.runs.rounding import load_base
 
 
@@ -40,6 +42,8 @@ def merge_run(run: Path, out: Path | None = None, say: Callable[[str], None] = l
         raise TopcoatError(f"{target} exists already", where="--out", fix="name another folder, or delete this one")
     say("loading the base")
     base = load_base(recipe.model.model_copy(update={"compute_dtype": "fp32"}), folder)
+    if recipe.train.objective in LABELLED:
+        put_head_of(base, folder.adapter)
     adapters = load_adapter(base.model, folder.adapter, base.identity.model_dump())
     if not adapters.copies and not adapters.rows and not any(layer.changes() for layer in adapters.layers.values()):
         raise Refused("the adapter changes nothing: it is as it started", str(folder.adapter), "train it first")

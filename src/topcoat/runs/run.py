@@ -28,6 +28,7 @@ from topcoat.runs.checking import check_before_training
 from topcoat.runs.finish import finish, keep_best
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.guiding import facts_of_run, tell
+from topcoat.runs.labelling import with_label_head
 from topcoat.runs.listener import Listener, Silent
 from topcoat.runs.opening import claimed, free_memory, plan_run
 from topcoat.runs.rehearsal import rehearse
@@ -86,6 +87,7 @@ def run(
             base.tokenizer,
             context_length=room_for_text(base.context_length, recipe),
             seed=recipe.seed,
+            objective=recipe.train.objective,
             vocab_rows=base.vocab_rows,
             bar=listener.progress,
             check=stop.check,
@@ -95,7 +97,7 @@ def run(
         rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(data.train, START_ROWS))
         adapters = attach(  # from here on, the only parameters that train
             base.model,
-            recipe.adapter,
+            with_label_head(base, recipe.adapter, data.labels, recipe.seed),
             recipe.seed,
             originals=Originals(base),
             rows=rows,

@@ -1,0 +1,42 @@
+"""The proof of a model with a head for labels: transformers' own class loads it and says the same of each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from topcoat.exporting.proof import Proof, compare
+from topcoat.model.families import family_of
+from topcoat.model.score import SCORE
+
+
+@torch.no_grad()
+def label_logits_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Float32 outputs (1, K) on the CPU of our head behind the last token of each prompt of token ids."""
+    training = model.training
+    model.eval()
+    decoder, head = model.get_submodule(family_of(model).decoder), model.get_submodule(SCORE)
+    try:
+        found = []
+        for ids in prompts:
+            tokens = torch.tensor([list(ids)], device=model.device)
+            hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]  # (1, D)
+            found.append(head(hidden).float().cpu())
+        return found
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def prove_labels(
+    folder: Path, expected: Sequence[Tensor], prompts: Sequence[Sequence[int]], dtype: torch.dtype
+) -> Proof:
+    """Load `folder` as a stranger would, and compare what it says of the prompts with the `expected` outputs (1, K)."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model.eval()
+    found = [model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits.float() for ids in prompts]
+    return compare(expected, found, dtype)

@@ -1,0 +1,102 @@
+"""Runs that learn labels or numbers: their head, what their adapter's folder says of it, and a line labelled by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from topcoat.adapters.attach import Adapters
+from topcoat.adapters.settings import AdapterConfig, FullConfig, TargetedConfig
+from topcoat.data.conversation import Conversation
+from topcoat.data.labels import Labels
+from topcoat.data.render import DOCUMENT
+from topcoat.errors import TopcoatError
+from topcoat.exporting.labels import label_logits_of
+from topcoat.files import write_file
+from topcoat.model.load import Base
+from topcoat.model.score import SCORE, put_score_head, read_label_head
+from topcoat.runs.conversation import Chat
+
+MOST_SAID = 5
+"""Labels that are said of a line, the likeliest first."""
+
+
+def with_label_head(base: Base, adapter: AdapterConfig, labels: Labels | None, seed: int) -> AdapterConfig:
+    """Put the head of `labels` on the model, where there are some; returns the adapter's settings with it trained.
+
+    Raises TopcoatError for a method that cannot train a head beside it, or a model that cannot have one.
+    """
+    if labels is None:
+        return adapter
+    if not isinstance(adapter, FullConfig | TargetedConfig):
+        what = (
+            f"adapter.method {adapter.method} trains no head beside it, which train.objective: {labels.objective} needs"
+        )
+        raise TopcoatError(what, "adapter.method", "write method: lora")
+    put_score_head(base, labels.objective, labels.names, seed)
+    if isinstance(adapter, FullConfig) or SCORE in adapter.modules_to_save:
+        return adapter
+    return adapter.model_copy(update={"modules_to_save": [*adapter.modules_to_save, SCORE]})
+
+
+def put_head_of(base: Base, folder: Path) -> None:
+    """Put the head on the model that the finished adapter (or model) in `folder` was trained with."""
+    objective, names = read_label_head(folder)
+    put_score_head(base, objective, names)
+
+
+def write_head_config(base: Base, folder: Path) -> None:
+    """config.json beside the adapter: the base's own, with the head's labels. transformers builds its model from it."""
+    assert base.head is not None
+    config = base.source.config.to_dict()
+    config.pop("quantization_config", None)
+    config |= base.head.config()
+    write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+
+
+class Labeller(Chat):
+    """Each line is a text of its own; the answer is what the head says of it."""
+
+    def __init__(self, base: Base, adapters: Adapters | None) -> None:
+        super().__init__(base, adapters)
+        assert base.head is not None
+        self.head = base.head
+
+    def start(self, system: str | None) -> None:
+        """Nothing is remembered between lines. Raises TopcoatError for a system message, which nothing reads."""
+        if system:
+            what = "this run labels texts: it takes no system message"
+            raise TopcoatError(what, "--system", "write the whole text on one line")
+
+    def switch(self, on: bool) -> str:
+        """The head belongs to the adapter: the base alone says nothing."""
+        return "the base has no head for labels: only the adapter answers" if not on else "the adapter answers"
+
+    def answer(
+        self,
+        text: str,
+        on_piece: Callable[[str], None],
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """What the head says of `text`: its likeliest labels with their probabilities, or its numbers."""
+        ids = self.renderer.encode(Conversation(text=text), DOCUMENT).input_ids
+        if len(ids) > self.base.context_length:
+            what = f"the text has {len(ids):,} tokens; the model's context is {self.base.context_length:,}"
+            raise TopcoatError(what, "the text", "shorten it")
+        said = self._said(label_logits_of(self.base.model, [ids])[0][0])
+        on_piece(said)
+        return said
+
+    def _said(self, outputs: torch.Tensor) -> str:
+        names = self.head.names
+        if self.head.objective == "regression":
+            return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, outputs.tolist(), strict=True))
+        likely = outputs.softmax(-1).topk(min(MOST_SAID, len(names)))
+        pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+        return ", ".join(f"{names[at]} {100 * share:.1f} %" for at, share in pairs)
