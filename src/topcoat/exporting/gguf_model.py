@@ -106,7 +106,6 @@ def _require_same_tensors(plan: GgufPlan, source: GgufSource) -> None:
         if want.shape != found.shape or not bool(((want - found).abs() <= most).all()):
             raise Refused(
                 f"{hf} reads back from the file as other numbers than were written",
-                where=str(source.path),
                 fix="nothing was published; run again with --debug and report it, this is a defect",
             )
 

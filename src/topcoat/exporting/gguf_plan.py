@@ -130,7 +130,8 @@ class GgufPlan:
         if isinstance(self.base.source, GgufSource):
             return copied_metadata(self.base.source.header, renderer.template)
         stops = sorted(renderer.stop_ids)
-        return vocabulary_metadata(self.base.tokenizer, self.base.vocab_rows, renderer.template, stops)
+        rows = self.slots["token_embd.weight"].shape[0]
+        return vocabulary_metadata(self.base.tokenizer, rows, renderer.template, stops)
 
 
 def _has_integers(module: FrozenLinear | Adapter) -> bool:
