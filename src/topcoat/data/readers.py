@@ -12,12 +12,13 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from topcoat.data.encodings import refuse_other_encodings
 from topcoat.data.lines import MOST_ROW_BYTES, BadFile, BadLine, Blanks, Item, describe, names, too_long
 from topcoat.data.plain import read_document
 from topcoat.data.tables import read_csv, read_parquet, read_tsv
-from topcoat.json_files import StrictDecoder
+from topcoat.json_files import StrictDecoder, quick_object
 
 BOM = "\ufeff"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -76,6 +77,11 @@ def read_jsonl(stream: io.BufferedReader, notes: list[str]) -> Iterator[Item]:
         number += 1
         if len(data) > MOST_ROW_BYTES:
             raise too_long(number)
+        value: Any = quick_object(data)
+        if value is not None:
+            blanks.reset(number)
+            yield number, value
+            continue
         constants.line = number
         try:
             line = data.decode("utf-8")
