@@ -1,68 +1,242 @@
-"""topcoat quantize: a quantized checkpoint that transformers with bitsandbytes reads."""
+"""topcoat quantize: a checkpoint in another number format, or a report on what formats cost on a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from topcoat.cli.live import Terminal
 from topcoat.cli.output import make_console, print_json
 from topcoat.cli.process import model_of, prepare_process
 from topcoat.errors import TopcoatError
-from topcoat.quant.settings import QuantConfig, Quantization
+from topcoat.quant.settings import GptqConfig, IntConfig, QuantConfig, Quantization, needs_rows
 from topcoat.units import show_bytes
 
-FORMATS = ("nf4", "fp4", "int8", "bf16", "fp16", "fp32")
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from topcoat.data.settings import DataSettings
+    from topcoat.runs.quantizing import Measured
+
+FORMATS = ("nf4", "fp4", "int8", "int4", "int3", "int2", "gptq", "nf4-icq", "gguf", "bf16", "fp16", "fp32")
 
 
 def command(
     model: Annotated[str, typer.Argument(help="Hugging Face directory, .gguf file or hub id")],
     out: Annotated[Path, typer.Option("--out", help="folder to write")],
-    format: Annotated[str, typer.Option("--format", help=f"number format: {', '.join(FORMATS)}")] = "nf4",
+    format: Annotated[
+        str,
+        typer.Option("--format", help=f"{', '.join(FORMATS)}; settings behind it, such as int4+group_size=64"),
+    ] = "nf4",
     block_size: Annotated[int | None, typer.Option(help="nf4, fp4: weights that share a scale; 64 if left out")] = None,
     double_quant: Annotated[
         bool | None, typer.Option(help="nf4, fp4: store the scales in 8 bits, as by default")
     ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(help="PATTERN=FORMAT for some linears, such as lm_head=int8; may be repeated")
+    ] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(help="file of rows, or a recipe: round int and gptq formats by GPTQ on them")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="write no weights, but measure: --format may list several, with commas")
+    ] = False,
+    text: Annotated[Path | None, typer.Option(help="for --report: a .txt or a file of rows, for perplexity")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="for --report: how many of the text's first tokens")] = 16384,
     json: Annotated[bool, typer.Option("--json", help="end with one JSON object on stdout")] = False,
 ) -> int:
-    """Write the model with its block linears stored in another number format; embeddings and head stay as they are."""
+    """Write the model with its block linears in another number format, or measure what formats cost (--report)."""
     console = make_console(json)
-    config = settings_of(format, block_size, double_quant)
+    specs = format.split(",") if report else [format]
+    configs = [
+        _calibrated(_overridden(settings_of(spec, block_size, double_quant), override or []), calibrate is not None)
+        for spec in specs
+    ]
+    _check_options(report, text, out, calibrate, configs)
     prepare_process(model_of(model), console)
+    if report:
+        assert text is not None
+        return _report(model, out, list(zip(specs, configs, strict=True)), text, tokens, calibrate, console, json)
+    return _write(model, out, configs[0], calibrate, console, json)
 
+
+def _write(model: str, out: Path, config: QuantConfig, calibrate: str | None, console: Console, as_json: bool) -> int:
+    from topcoat.exporting.calibrating import rounded_linears
     from topcoat.exporting.checkpoint import quantize_checkpoint
     from topcoat.model.settings import ModelSettings
     from topcoat.model.source import open_source
+    from topcoat.runs.rounding import calibration_rows, rows_asked
 
-    report = quantize_checkpoint(open_source(ModelSettings(path=model)), out, config)
-    for warning in report.get("warnings", []):
+    settings, listener = ModelSettings(path=model, quantization=config), Terminal(console)
+    source = open_source(settings)
+    if calibrate is None:
+        written = quantize_checkpoint(source, out, config)
+    else:
+        if out.exists():  # said before minutes are spent
+            raise TopcoatError(f"{out.name} exists already", str(out), "use another name, or move what is there away")
+        data, seed = _rows(calibrate)
+        rows = calibration_rows(source, settings, data, rows_asked(config), seed, listener)
+        with listener.progress("calibrating", source.config.num_hidden_layers) as advance:
+            found = rounded_linears(source, settings, rows, lambda blocks: advance(blocks, {}))
+            written = quantize_checkpoint(source, out, config, rounded=found)
+    for warning in written.get("warnings", []):
         console.print(f"warning: {warning}", style="yellow", markup=False)
-    console.print(f"wrote {out}: {show_bytes(report['bytes'])}", markup=False)
-    if json:
-        print_json({"out": str(out), **report})
+    bits = f"{written['bits_per_weight']:.2f} bits a weight"
+    console.print(f"wrote {out}: {show_bytes(written['bytes'])}, {bits}, {written['layout']} layout", markup=False)
+    if as_json:
+        print_json({"out": str(out), **written})
     return 0
 
 
+def _report(
+    model: str,
+    out: Path,
+    formats: list[tuple[str, QuantConfig]],
+    text: Path,
+    tokens: int,
+    calibrate: str | None,
+    console: Console,
+    as_json: bool,
+) -> int:
+    from topcoat.model.settings import ModelSettings
+    from topcoat.runs.quantizing import measure_formats, write_quantize_report
+
+    rows = None if calibrate is None else _rows(calibrate)
+    found = measure_formats(ModelSettings(path=model), formats, text, tokens, rows, Terminal(console))
+    page = write_quantize_report(out, model, text, found)
+    console.print(_table(found))
+    console.print(f"wrote {page} and {page.with_suffix('.json').name}", markup=False)
+    if as_json:
+        from dataclasses import asdict
+
+        lines = [asdict(one) | {"mean_error": one.mean_error} for one in found]
+        print_json({"out": str(out), "formats": lines})
+    return 0
+
+
+def _table(found: list[Measured]) -> Table:
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from topcoat.report.quantize_page import COLUMNS, row
+
+    table = Table(box=None, padding=(0, 1))
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == COLUMNS[0] else "right", no_wrap=True)
+    lines = [asdict(one) | {"mean_error": one.mean_error} for one in found]
+    for line in lines:
+        table.add_row(*row(line, lines[0]))
+    return table
+
+
+def _rows(calibrate: str) -> tuple[DataSettings, int]:
+    """Data settings and seed of the calibration rows: a recipe's own, or those of a file."""
+    from topcoat.data.settings import DataSettings
+    from topcoat.recipe.load import load_recipe
+
+    if Path(calibrate).suffix in (".yaml", ".yml"):
+        recipe = load_recipe(Path(calibrate))
+        return recipe.data, recipe.seed
+    if not Path(calibrate).is_file():
+        raise TopcoatError(f"{calibrate} is not there", where="--calibrate", fix="name a file of rows, or a recipe")
+    return DataSettings(train=calibrate, validation=None, overlong="truncate"), 42
+
+
+def _check_options(
+    report: bool, text: Path | None, out: Path, calibrate: str | None, configs: list[QuantConfig]
+) -> None:
+    """Raises TopcoatError for options that do not go together."""
+    if report and text is None:
+        raise TopcoatError(
+            "--report measures perplexity, and no text is named", "--text", "add --text FILE: a .txt or a file of rows"
+        )
+    if report and text is not None and not text.is_file():
+        raise TopcoatError(f"{text} is not there", "--text", "name a .txt or a file of rows")
+    if not report and text is not None:
+        raise TopcoatError("--text belongs to --report", "--text", "add --report, or leave --text out")
+    if report and out.is_file():
+        raise TopcoatError(f"{out} is a file", "--out", "name a folder for the report")
+    asks = any(map(needs_rows, configs))
+    if asks and calibrate is None:
+        raise TopcoatError(
+            "rounding gptq needs rows to calibrate on",
+            "--calibrate",
+            "add --calibrate ROWS: a file of rows, or a recipe",
+        )
+    if calibrate is not None and not asks:
+        raise TopcoatError(
+            "--calibrate belongs to int2, int3, int4 and gptq, and none of them is in --format",
+            "--calibrate",
+            "leave it out, or write --format int4",
+        )
+
+
+def _calibrated(config: QuantConfig, has_rows: bool) -> QuantConfig:
+    """With rows at hand, rounding gptq where the format has it and nothing else was said."""
+    if has_rows and isinstance(config, IntConfig | GptqConfig) and "rounding" not in config.model_fields_set:
+        return config.model_copy(update={"rounding": "gptq"})
+    return config
+
+
+def _overridden(config: QuantConfig, overrides: list[str]) -> QuantConfig:
+    """`config` with overrides of the form PATTERN=FORMAT[+key=value]. Raises TopcoatError for another form."""
+    found = {}
+    for override in overrides:
+        pattern, is_there, spec = override.partition("=")
+        if not is_there or not pattern or not spec:
+            raise TopcoatError(
+                f"{override!r} is no override", "--override", "write PATTERN=FORMAT, such as lm_head=int8"
+            )
+        found[pattern] = settings_of(spec, None, None).model_dump(exclude={"overrides"})
+    return config.model_copy(update={"overrides": found}) if found else config
+
+
 def settings_of(format: str, block_size: int | None, double_quant: bool | None) -> QuantConfig:
-    """The quantization settings those options mean. Raises TopcoatError for values no format has."""
+    """The quantization settings those options mean; `format` is NAME or NAME+key=value+key=value.
+
+    Raises TopcoatError for values no format has.
+    """
     from pydantic import TypeAdapter, ValidationError
 
-    given = {"block_size": block_size, "double_quant": double_quant}
-    values = {name: value for name, value in given.items() if value is not None}
-    if values and format not in ("nf4", "fp4") and format in FORMATS:
-        options = " and ".join(f"--{name.replace('_', '-')}" for name in values)
+    name, *pairs = format.strip().split("+")
+    given: dict[str, object] = {"block_size": block_size, "double_quant": double_quant}
+    values = {key: value for key, value in given.items() if value is not None}
+    if values and name not in ("nf4", "fp4") and name in FORMATS:
+        options = " and ".join(f"--{key.replace('_', '-')}" for key in values)
         raise TopcoatError(
-            f"{options} belongs to nf4 and fp4, and --format is {format}", "topcoat quantize", "leave it out"
+            f"{options} belongs to nf4 and fp4, and --format is {name}", "topcoat quantize", "leave it out"
         )
+    values |= dict(_pair(pair) for pair in pairs)
     try:
-        config: QuantConfig = TypeAdapter(Quantization).validate_python({"format": format, **values})
+        config: QuantConfig = TypeAdapter(Quantization).validate_python({"format": name, **values})
     except ValidationError as error:
-        bad_block = "block_size" in error.errors()[0]["loc"]
-        what = f"{block_size} is no block size" if bad_block else f"{format!r} is no format"
-        raise TopcoatError(
-            f"{what} this version writes",
-            where="topcoat quantize",
-            fix=f"--format is one of {', '.join(FORMATS)}; --block-size a power of two from 32 to 4096",
-        ) from error
+        first = error.errors()[0]
+        key = str(first["loc"][-1]) if len(first["loc"]) > 1 else ""
+        if key == "block_size":
+            what, fix = f"{values[key]} is no block size this version writes", _FIX
+        elif key:
+            what, fix = (
+                f"{name} does not take {key}={values.get(key)}: {first['msg']}",
+                "see the settings of the formats",
+            )
+        else:
+            what, fix = f"{name!r} is no format this version writes", _FIX
+        raise TopcoatError(what, where="topcoat quantize", fix=fix) from error
     return config
+
+
+_FIX = f"--format is one of {', '.join(FORMATS)}; --block-size a power of two from 32 to 4096"
+
+
+def _pair(text: str) -> tuple[str, object]:
+    """ "group_size=64" -> ("group_size", 64), values as YAML reads them."""
+    from topcoat.recipe.yaml_text import parse_yaml
+
+    key, is_there, value = text.partition("=")
+    if not is_there:
+        raise TopcoatError(f"{text!r} is no setting", "--format", "write key=value, such as int4+group_size=64")
+    return key, parse_yaml(value, "--format").values
