@@ -26,7 +26,7 @@ OURS = {
     "prefix": PrefixTuningConfig(num_virtual_tokens=5),
     "v2": PTuningV2Config(num_virtual_tokens=1),
 }
-FAMILIES = ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "smollm3", "olmo2"]
+FAMILIES = ["llama", "gemma2", "gpt_neox"]
 
 
 @pytest.mark.parametrize("config", OURS.values(), ids=OURS.keys())
@@ -82,7 +82,7 @@ def theirs_in(folder: Path, model, name: str):
     return theirs
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 @pytest.mark.parametrize("name", THEIRS)
 def test_we_compute_virtual_tokens_of_peft_and_answer_as_it_does(
     load, logits, from_transformers, tmp_path, name, model_type

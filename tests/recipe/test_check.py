@@ -29,6 +29,8 @@ def with_value(path: tuple[str, ...], value: object) -> dict:
         kind = kinds[0] if kinds and usual not in kinds else usual
         into[section.tag] = kind.model_fields[section.tag].default
     into[path[-1]] = value
+    if path[-1] in ("encoder_num_layers", "encoder_dropout"):
+        into["encoder_reparameterization_type"] = "LSTM"  # whose settings these are
     return tree
 
 
@@ -149,8 +151,13 @@ def test_a_number_with_an_exponent_is_a_number(load):
             "did you mean all-linear?",
         ),
         (
+            "adapter: {init_lora_weights: orthogonal, r: 3}",
+            "adapter: an orthogonal start needs even ranks, and one is 3",
+            "add one to it",
+        ),
+        (
             "adapter: {method: loraa}",
-            "adapter.method is 'loraa'; expected one of lora, dora, ia3, vera, miss, full",
+            f"adapter.method is 'loraa'; expected one of {', '.join(sections()['adapter',].tags())}",
             "did you mean lora?",
         ),
         (

@@ -15,6 +15,7 @@ from topcoat.model.tiny import save_tiny
 from topcoat.training.loss_scale import LossScale
 
 DROPOUT = {"adapter": {"lora_dropout": 0.1}}
+ADALORA = {"method": "adalora", "r": None, "init_r": 5, "target_r": 3, "tinit": 1, "tfinal": 2, "lora_dropout": 0.1}
 VARIANTS = {
     "packing and dropout": DROPOUT,
     "padded": {**DROPOUT, "data": {"packing": False}},
@@ -28,9 +29,38 @@ VARIANTS = {
     "full": {"adapter": {"method": "full", "r": None}},
     "DoRA": {"adapter": {"method": "dora", "lora_dropout": 0.1}},
     "VeRA": {"adapter": {"method": "vera"}},
+    "AdaLoRA": {"adapter": ADALORA},
+    "AdaLoRA on nf4, looked at every third step": {
+        "adapter": ADALORA | {"deltaT": 3, "tinit": None, "tfinal": None},
+        "model": {"quantization": {"format": "nf4"}},
+        "train": {"micro_batch_tokens": 40},
+    },
+    "IEC": {"adapter": {"method": "iec", "lora_dropout": 0.1}},
     "PiSSA with LoRA+": {"adapter": {"init_lora_weights": "pissa_niter_2", "loraplus_lr_ratio": 4}},
     "EVA with a frozen A": {"adapter": {"init_lora_weights": "eva", "freeze_lora_a": True}},
     "LoftQ": {"adapter": {"init_lora_weights": "loftq"}, "model": {"quantization": {"format": "nf4"}}},
+    "prompt tuning": {
+        "adapter": {
+            "method": "prompt_tuning",
+            "r": None,
+            "prompt_tuning_init": "TEXT",
+            "prompt_tuning_init_text": "Say",
+        }
+    },
+    "P-tuning with dropout": {
+        "adapter": {
+            "method": "p_tuning",
+            "r": None,
+            "encoder_reparameterization_type": "LSTM",
+            "encoder_dropout": 0.2,
+            "encoder_hidden_size": 8,
+        }
+    },
+    "a prefix on recomputed blocks": {
+        "adapter": {"method": "prefix_tuning", "r": None},
+        "train": {"recompute": "block"},
+    },
+    "P-tuning v2, padded": {"adapter": {"method": "p_tuning_v2", "r": None}, "data": {"packing": False}},
     "rows of the embedding": {"adapter": {"trainable_token_indices": [5, 7]}},
     "moments on a disk": {**DROPOUT, "train": {"optimizer": "paged_adamw"}},
     "full, moments on a disk": {"adapter": {"method": "full", "r": None}, "train": {"optimizer": "paged_adamw"}},

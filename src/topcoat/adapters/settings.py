@@ -229,7 +229,7 @@ class PromptTuningConfig(PromptConfig):
     @model_validator(mode="after")
     def _text_where_due(self) -> PromptTuningConfig:
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
-            raise ValueError("prompt_tuning_init: TEXT and prompt_tuning_init_text go together; one of them is missing")
+            raise ValueError("prompt_tuning_init: TEXT and prompt_tuning_init_text go together; write both, or neither")
         return self
 
 
@@ -250,9 +250,9 @@ class PTuningConfig(PromptConfig):
     @model_validator(mode="after")
     def _of_the_lstm(self) -> PTuningConfig:
         if self.encoder_reparameterization_type == "MLP" and (self.encoder_num_layers != 2 or self.encoder_dropout):
-            raise ValueError("encoder_num_layers and encoder_dropout are the LSTM's; the MLP has three layers and none")
+            raise ValueError("encoder_num_layers and encoder_dropout are the LSTM's; write encoder_reparameterization_type: LSTM")
         if self.encoder_dropout and self.encoder_num_layers == 1:
-            raise ValueError("encoder_dropout acts between layers of the LSTM, and encoder_num_layers is 1")
+            raise ValueError("encoder_dropout acts between the LSTM's layers, and encoder_num_layers is 1; write two, or no dropout")
         return self
 
 
@@ -271,7 +271,7 @@ class PrefixTuningConfig(PromptConfig):
     @model_validator(mode="after")
     def _one_start(self) -> PrefixTuningConfig:
         if self.prefix_projection and self.init_weights:
-            raise ValueError("init_weights: zero needs prefix_projection: false; nothing reaches the MLP through zeros")
+            raise ValueError("nothing reaches the MLP through init_weights: zero; write prefix_projection: false with it")
         return self
 
 

@@ -168,6 +168,9 @@ def _explain(error: ValidationError, written: Written, bad: set[Path]) -> None:
         if path in bad or any(path[: len(done)] == done or done[:-1] == path for done in bad):
             continue
         bad.add(path)
+        if item["type"] == "value_error" and path in sections():
+            written.problems.append(_broken_rule(path, item["msg"], written))
+            continue
         if path == ("data", "train") and ("data", "mixture") in written.leaves:
             continue  # it is the mixture that is wrong
         if path in written.leaves:
@@ -179,6 +182,15 @@ def _explain(error: ValidationError, written: Written, bad: set[Path]) -> None:
             written.problems += [wrong_value(leaf) for leaf in wrong or inside]
         else:
             written.problems.append(_missing(path, written))
+
+
+def _broken_rule(path: Path, said: str, written: Written) -> Problem:
+    """What a settings type says of settings that are fine one by one: "what is wrong; what to do"."""
+    what, _, fix = said.removeprefix("Value error, ").partition("; ")
+    inside = [leaf for leaf in written.leaves.values() if leaf.path[:-1] == path]
+    named = [leaf for leaf in inside if leaf.path[-1] in what] or inside
+    where = named[0].where if named else written.places.get(path) or written.places[()]
+    return Problem(f"{dotted(path)}: {what}", where, fix or "change one of the two")
 
 
 def _setting(loc: tuple[int | str, ...]) -> Path:
