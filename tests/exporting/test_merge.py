@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from topcoat.adapters.settings import DoraConfig, FullConfig, Ia3Config, LoraConfig, MissConfig, VeraConfig
+from topcoat.adapters.settings import (
+    AdaloraConfig,
+    DoraConfig,
+    FullConfig,
+    Ia3Config,
+    IecConfig,
+    LoraConfig,
+    MissConfig,
+    VeraConfig,
+)
 from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting import merge
 from topcoat.exporting.merge import merge_model, write_model
@@ -52,6 +61,8 @@ METHODS = {
     "ia3": Ia3Config(),
     "vera": VeraConfig(r=8),
     "miss": MissConfig(r=6),
+    "adalora": AdaloraConfig(init_r=6, target_r=4),
+    "iec": IecConfig(r=6),
     "token rows": LoraConfig(r=2, trainable_token_indices=[7, 4, 200]),
     "ranks": LoraConfig(r=4, rank_pattern={"q_proj": 2}, layers_to_transform=[1], freeze_lora_a=True),
 }

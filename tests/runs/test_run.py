@@ -44,7 +44,7 @@ def four(tmp_path):
 def test_there_is_one_objective_to_overfit():
     """Another objective needs a test below."""
     assert set(OBJECTIVES) == {"sft", "completion", "classification", "regression"}  # the others: test_objectives.py
-    assert set(METHODS) == {"lora", "dora", "miss", "vera", "ia3"}  # and full
+    assert set(METHODS) == {"lora", "dora", "qalora", "adalora", "iec", "miss", "vera", "ia3"}  # and full
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,11 @@ def test_there_is_one_objective_to_overfit():
         ({}, {"method": "full"}, 2e-3),
         ({}, {"method": "dora", "r": 8}, 1e-2),
         ({}, {"method": "miss", "r": 16}, 1e-2),
+        ({}, {"method": "adalora", "target_r": 6, "init_r": 9}, 1e-2),
+        ({"quantization": {"format": "nf4-icq", "search_points": 10}}, {"method": "iec", "r": 8}, 1e-2),
         ({}, {"init_lora_weights": "pissa", "r": 8, "lora_alpha": 8, "method": "lora"}, 5e-3),
     ],
-    ids=["LoRA", "QLoRA", "full", "DoRA", "MiSS", "PiSSA"],
+    ids=["LoRA", "QLoRA", "full", "DoRA", "MiSS", "AdaLoRA", "IR-QLoRA", "PiSSA"],
 )
 def test_it_learns_four_examples_word_for_word(model, adapter, rate, four, tiny_recipe, tmp_path, topcoat):
     recipe = tiny_recipe(
