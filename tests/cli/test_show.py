@@ -1,6 +1,7 @@
 """The end of a run as a person reads it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_what_can_be_pasted_is_quoted():
     assert "topcoat chat 'my runs/one'" in said
     assert "topcoat merge 'my runs/one'" in said
     assert "/adapter off compares with the base" in said
+
+
+def test_what_cannot_be_merged_is_not_told_to_be():
+    said = printed(next_steps(replace(result(Path("run")), mergeable=False)))
+    assert "topcoat chat run" in said
+    assert "merge" not in said
 
 
 def test_a_fully_trained_model_is_not_to_be_merged():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import TypeAdapter
 
 from topcoat.adapters.attach import attach
 from topcoat.adapters.methods import METHODS
-from topcoat.adapters.settings import AdaloraConfig, Adapter, FullConfig, IecConfig, LoraConfig
+from topcoat.adapters.prompt_methods import PROMPTS
+from topcoat.adapters.settings import AdaloraConfig, Adapter, FullConfig, IecConfig, LoraConfig, PTuningV2Config
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import LADDER
 from topcoat.model.attention import register
@@ -18,10 +21,14 @@ from topcoat.model.fuse import fuse
 from topcoat.model.tiny import TINY_TYPES, save_tiny, tiny_config, tiny_model
 from topcoat.planning.architecture import KINDS, architecture_of
 from topcoat.planning.counts import counts_of
+from topcoat.planning.devices import DEVICES
+from topcoat.planning.estimate import estimate
 from topcoat.planning.loaded import loaded_counts
+from topcoat.planning.request import Request
 from topcoat.planning.sizes import Setup, bill_of
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.settings import DenseConfig, Int8Config, IntConfig, Nf4Config
+from topcoat.training.settings import TrainSettings
 
 CONFIGS = [
     LoraConfig(r=4),
@@ -90,6 +97,43 @@ def test_every_method_is_counted_as_it_is_attached(method):
     adapters = attach(model, config)
     planned = counts_of(architecture_of(model.config.to_dict(), "x"), config, DenseConfig(format="fp32"), by_hand=False)
     assert planned.trained == loaded_counts(model, adapters.parameters()).trained
+
+
+PROMPT_CONFIGS = {
+    "prompt_tuning": [{}],
+    "p_tuning": [{}, {"encoder_reparameterization_type": "LSTM", "encoder_num_layers": 3, "encoder_hidden_size": 5}],
+    "prefix_tuning": [{}, {"encoder_hidden_size": 7}, {"prefix_projection": False}],
+    "p_tuning_v2": [{"num_virtual_tokens": 3}],
+}
+
+
+@pytest.mark.parametrize(("method", "own"), [(method, own) for method, some in PROMPT_CONFIGS.items() for own in some])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_neox"])
+def test_virtual_tokens_are_counted_as_they_are_attached(method, own, name):
+    assert set(PROMPT_CONFIGS) == set(PROMPTS)
+    config = TypeAdapter(Adapter).validate_python({"method": method} | own)
+    model = tiny_model(name)
+    adapters = attach(model, config)
+    planned = counts_of(architecture_of(model.config.to_dict(), "x"), config, DenseConfig(format="fp32"), by_hand=False)
+    assert planned.trained == loaded_counts(model, adapters.parameters()).trained
+
+
+def test_a_plan_computes_the_positions_of_virtual_tokens():
+    request = Request(
+        architecture_of(tiny_model("llama").config.to_dict(), "x"),
+        PTuningV2Config(num_virtual_tokens=10),
+        None,
+        TrainSettings(batch_size=4),
+        "fp32",
+        max_length=50,
+        device=DEVICES[0],
+        budget_bytes=2**40,
+    )
+    plain = replace(request, adapter=LoraConfig())
+    assert (plain.tokens, request.tokens) == (4 * 50, 4 * 60)
+    assert request.positions_a_token == 1.2
+    assert request.step_tokens == plain.step_tokens  # of text
+    assert "merge" not in estimate(request).phases
 
 
 @pytest.mark.parametrize("changes", [{"rank_pattern": {"q_proj": 8}}, {"layers_to_transform": [1]}], ids=str)

@@ -1,4 +1,4 @@
-"""Whole runs with virtual tokens: they learn, are counted, saved and talked to; what they cannot do is refused at once."""
+"""Whole runs with virtual tokens: they learn, are counted, saved and talked to; what they cannot do is refused."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ WRONG = [
     ),
     (
         {"method": "prompt_tuning", "prompt_tuning_init": "TEXT"},
-        "adapter: prompt_tuning_init: TEXT and prompt_tuning_init_text go together\n  where: python\n  fix:   write both",
+        "adapter: prompt_tuning_init: TEXT and prompt_tuning_init_text go together\n  where: python\n  fix:   write",
     ),
     (
         {"method": "p_tuning", "encoder_dropout": 0.1},

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from transformers import get_linear_schedule_with_warmup as get_linear
 
+from topcoat.adapters.prompt_methods import PROMPTS
 from topcoat.training.schedule import default_learning_rate, learning_rate, warmup_steps
 from topcoat.training.settings import TrainSettings
 
@@ -62,3 +63,5 @@ def test_warm_up_is_a_share_of_the_run_or_a_number_of_steps():
 def test_the_default_rate_falls_with_size_and_full_tuning_takes_a_tenth(parameters, rate):
     assert default_learning_rate("lora", int(parameters)) == rate
     assert default_learning_rate("full", int(parameters)) == pytest.approx(rate / 10)
+    for method in PROMPTS:  # tokens that are added learn ten times faster
+        assert default_learning_rate(method, int(parameters)) == pytest.approx(10 * rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topcoat.adapters.settings import LoraConfig, TargetedConfig
+from topcoat.adapters.settings import LoraConfig, PromptConfig, TargetedConfig
 from topcoat.recipe.guidance import Facts
 from topcoat.recipe.schema import Recipe
 from topcoat.units import show_count
@@ -108,12 +108,23 @@ def not_servable(recipe: Recipe, facts: Facts) -> str | None:
     if adapter.method in ("dora", "adalora", "vera", "ia3", "miss"):
         slower = ", and it is slower than LoRA" if adapter.method == "dora" else ""
         return f"adapter.method {adapter.method}: vLLM and llama.cpp take no such adapter; merge to serve it{slower}"
+    if isinstance(adapter, PromptConfig):
+        return f"adapter.method {adapter.method}: no merge, and vLLM and llama.cpp take no such adapter; PEFT does"
     if isinstance(adapter, TargetedConfig) and adapter.modules_to_save:
         named = ", ".join(adapter.modules_to_save)
         return f"adapter.modules_to_save ({named}): vLLM and llama.cpp refuse such an adapter; merge to serve it"
     if isinstance(adapter, LoraConfig) and (adapter.rank_pattern or adapter.alpha_pattern):
         return "adapter.rank_pattern and alpha_pattern: vLLM ignores them and computes otherwise; merge to serve it"
     return None
+
+
+def prompt_on_small(recipe: Recipe, facts: Facts) -> str | None:
+    """Prompt tuning reaches full tuning near 11B parameters, and falls far behind LoRA below 1B."""
+    method = recipe.adapter.method
+    if method not in ("prompt_tuning", "p_tuning") or facts.parameters is None or facts.parameters >= 10**9:
+        return None
+    size = show_count(facts.parameters)
+    return f"adapter.method {method} on {size} parameters: expect far less than LoRA learns; p_tuning_v2 reaches deeper"
 
 
 def whole_embedding(recipe: Recipe, facts: Facts) -> str | None:

@@ -8,7 +8,7 @@ from topcoat.recipe.schema import Recipe
 from topcoat.training.schedule import default_learning_rate
 from topcoat.units import show_count
 
-FAST = ("vera", "ia3", "prompt", "prompt_tuning", "prefix", "prefix_tuning", "p_tuning")
+FAST = ("vera", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2")
 
 
 def lora_rate(recipe: Recipe, facts: Facts) -> str | None:
