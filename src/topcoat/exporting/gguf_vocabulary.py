@@ -20,7 +20,7 @@ from topcoat.model.gguf_header import GgufHeader
 from topcoat.model.gguf_splits import IGNORES_MERGES, byte_level_split
 from topcoat.model.gguf_tokenizer import read_gguf_tokenizer
 
-NAMED = ("smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "gpt-4o", "falcon", "default")
+NAMED = ("smollm", "gpt-2", "llama-bpe", "qwen2", "stablelm2", "tekken", "gpt-4o", "falcon", "default")
 """Rules of splitting that are looked for; several names of llama.cpp mean the same rule, and these are the plainest."""
 EDGES = (
     "It's 12345 o'clock,\n\n  don't  be late!\t(Where's 7?) 日本語 naïve Ünïcode e\u0301 \u2028 x\u00a0y",
