@@ -15,13 +15,13 @@ from topcoat.runs.scoring import Scores
 
 
 def score_table(result: Result) -> Table:
-    """Base against adapter."""
+    """Base against adapter; of labels and numbers, which a base has no head for, the best constant answer."""
     table = Table(title="scores on the held-out rows", title_justify="left")
     table.add_column("")
-    table.add_column("base", justify="right")
+    table.add_column("constant" if result.tuned.figures else "base", justify="right")
     table.add_column("tuned", justify="right")
-    for name, show in (("perplexity", _number), ("exact_match", _share)):
-        before, after = (getattr(scores, name) for scores in (result.base, result.tuned))
+    for name, show in SHOWN.items():
+        before, after = (scores.value(name) for scores in (result.base, result.tuned))
         if before is not None or after is not None:
             table.add_row(name.replace("_", " "), show(before), f"[green]{show(after)}[/]")
     return table
@@ -63,11 +63,8 @@ def next_steps(result: Result) -> Group:
 
 def scores_line(label: str, scores: Scores) -> str:
     """One line with what was measured."""
-    parts = []
-    if scores.exact_match is not None:
-        parts.append(f"exact match {_share(scores.exact_match)}")
-    if scores.perplexity is not None:
-        parts.append(f"perplexity {_number(scores.perplexity)}")
+    found = {name: scores.value(name) for name in SHOWN}
+    parts = [f"{name.replace('_', ' ')} {SHOWN[name](value)}" for name, value in found.items() if value is not None]
     return f"{label}: {', '.join(parts) or 'nothing to measure without validation rows'}"
 
 
@@ -81,3 +78,13 @@ def _number(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+SHOWN = {
+    "exact_match": _share,
+    "perplexity": _number,
+    "accuracy": _share,
+    "macro_f1": _share,
+    **dict.fromkeys(("mse", "mae", "r2", "pearson", "spearman"), _number),
+}
+"""Figure -> how it is shown."""

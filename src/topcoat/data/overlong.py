@@ -12,7 +12,6 @@ from topcoat.data.report import DataReport
 from topcoat.errors import TopcoatError
 from topcoat.units import show_percent
 
-
 WINDOW = 2048
 """Most tokens of a window of plain text where data.max_length is auto."""
 

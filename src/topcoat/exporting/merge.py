@@ -16,8 +16,8 @@ from topcoat.adapters.attach import Adapters
 from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
 from topcoat.exporting.companions import write_companions
-from topcoat.exporting.labels import label_logits_of, prove_labels
 from topcoat.exporting.integer_model import QUANTIZATION, integer_tensors, keeps_integers
+from topcoat.exporting.labels import label_logits_of, prove_labels
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.exporting.proof import Proof, compare, logits_of
 from topcoat.exporting.shards import write_shards

@@ -9,6 +9,7 @@ merge    the base with its dense part in float32, and the merged model read back
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +90,10 @@ class Estimate:
 def counts_for(request: Request) -> Counts:
     """The counts of `request`. Raises TopcoatError for an adapter that matches nothing."""
     by_hand = None if request.attention_by_hand else False
-    return counts_of(request.architecture, request.adapter, request.stored, by_hand=by_hand)
+    counts = counts_of(request.architecture, request.adapter, request.stored, by_hand=by_hand)
+    if request.outputs is None:
+        return counts
+    return replace(counts, vocab=request.outputs, trained=counts.trained + Counter({request.outputs * counts.hidden: 1}))
 
 
 def estimate(request: Request, counts: Counts | None = None) -> Estimate:

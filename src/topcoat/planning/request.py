@@ -39,6 +39,9 @@ class Request:
     attention_by_hand: bool = True
     """False where the recipe asks for another attention than the hand-written blocks compute."""
 
+    outputs: int | None = None
+    """Of a head that learns labels or numbers of whole rows; None where tokens are predicted."""
+
     @property
     def element_bytes(self) -> int:
         """e, of the compute dtype."""

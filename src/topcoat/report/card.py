@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 from topcoat.model.settings import HUB_ID
 from topcoat.report.facts import facts, show
+from topcoat.report.labels import CONSTANT, has_labels, label_scores, label_verdict
 from topcoat.report.scores import exact_match, show_interval, show_share
 
 MOST_SAMPLES = 3
@@ -75,7 +76,8 @@ def _front_matter(run: RunFacts) -> str:
     values: dict[str, Any] = {}
     if HUB_ID.fullmatch(run["base_model"]) and not Path(run["base_model"]).exists():
         values["base_model"] = run["base_model"]  # hubs refuse a path, and it would name someone's machine
-    values |= {"library_name": "peft" if _is_adapter(run) else "transformers", "pipeline_tag": "text-generation"}
+    task = "text-classification" if has_labels(run.get("results") or {}) else "text-generation"
+    values |= {"library_name": "peft" if _is_adapter(run) else "transformers", "pipeline_tag": task}
     if run.get("license"):
         values["license"] = run["license"]
     values["tags"] = [method, "topcoat"]
@@ -96,15 +98,19 @@ def _scores(results: Mapping[str, Any]) -> str:
     if perplexities[1] is not None:
         base, adapter = ("not measured" if value is None else show("", value) for value in perplexities)
         lines.append(f"| perplexity | {base} | {adapter} |")
+    if has_labels(results):
+        for score in label_scores(results):
+            by = {line["who"]: line["value"] for line in score["lines"]}
+            lines.append(f"| {score['title']} | {by.get(CONSTANT, 'not measured')} | {by['adapter']} |")
     if not lines:
         return ""
     return "\n".join(
         [
             "## Scores",
             "",
-            match.verdict if match else "Measured on held-out rows.",
+            match.verdict if match else label_verdict(results) or "Measured on held-out rows.",
             "",
-            "| | base | adapter |",
+            f"| | {CONSTANT if has_labels(results) else 'base'} | adapter |",
             "| --- | --- | --- |",
             *lines,
         ]
@@ -114,15 +120,20 @@ def _scores(results: Mapping[str, Any]) -> str:
 def _use(run: RunFacts) -> str:
     if run.get("method", "lora") not in LOADED_BY_PEFT:
         return ""
+    kind, config = "AutoModelForCausalLM", []
+    base = json.dumps(run["base_model"])
+    if has_labels(run.get("results") or {}):  # the folder's config.json names the labels
+        kind, config = "AutoModelForSequenceClassification", ["AutoConfig"]
     return "\n".join(
         [
             "## Use",
             "",
             "```python",
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import {', '.join([*config, kind])}",
             "",
-            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(run['base_model'])})",
+            *(['config = AutoConfig.from_pretrained("path/to/this/folder")'] if config else []),
+            f"base = {kind}.from_pretrained({base}{', config=config' if config else ''})",
             'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
             "```",
         ]

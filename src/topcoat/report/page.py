@@ -22,6 +22,7 @@ from topcoat.json_files import read_json_object
 from topcoat.report.curves import SMOOTH_FROM, loss_curves, points, small_curve
 from topcoat.report.facts import facts, show
 from topcoat.report.ranks import rank_pictures
+from topcoat.report.labels import label_rows, label_scores, label_verdict
 from topcoat.report.scores import exact_match, show_interval, show_share, wilson
 from topcoat.training.metrics import read_metrics
 from topcoat.units import show_bytes, show_count, show_seconds
@@ -92,8 +93,9 @@ def render(run: RunFiles) -> str:
         name=run.name,
         subtitle=_subtitle(run),
         notices=_notices(run),
-        verdict=match.verdict if match else "",
+        verdict=match.verdict if match else label_verdict(run.results),
         scores=_scores(run.results),
+        labels=label_rows(run.results),
         **_curves(run.metrics),
         ranks=rank_pictures(run.metrics),
         speed=_speed(run),
@@ -137,6 +139,7 @@ def _scores(results: Json) -> list[Json]:
         found = [(who, match.base if who == "base" else match.adapter) for who, _ in sides]
         lines = [_match_line(who, right, match.rows) for who, right in found if right is not None]
         scores.append({"title": "Exact match", "better": "higher is better", "lines": lines})
+    scores += label_scores(results)
     perplexities = [(who, side["perplexity"]) for who, side in sides if side.get("perplexity") is not None]
     if perplexities:
         rows = (results.get("data") or {}).get("validation_examples")  # all of them; exact match may ask fewer

@@ -110,7 +110,8 @@ def checked_as(recipe: Recipe) -> DataSettings:
     if objective == "classification" and data.text_template is None:
         column = data.label_columns[0]
         columns = {"prompt": data.columns.get("text", "text"), "completion": data.columns.get(column, column)}
-        if all(isinstance(next(iter_rows(file)).values.get(columns["completion"]), str) for file, _ in data.train_files):
+        firsts = [next(iter_rows(file)).values.get(columns["completion"]) for file, _ in data.train_files]
+        if all(isinstance(first, str) for first in firsts):
             return data.model_copy(update={"columns": columns, "format": "prompt_completion"})
     return data if objective == "sft" else data.model_copy(update={"format": "text"})
 

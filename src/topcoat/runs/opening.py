@@ -187,6 +187,8 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
 
     rows = tokens if needed is None else len(needed)
     counts = loaded_counts(base.model, adapters.parameters())
+    if base.head is not None:
+        counts = replace(counts, vocab=len(base.head.names))
     setup = Setup(
         tokens=tokens + steps.virtual_tokens * len(spans(worst)),
         rows=rows,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from topcoat.data.cache import cache_folder
+from topcoat.data.labels import LABELLED, read_labels
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
 from topcoat.evaluation.settings import AT_ONCE
@@ -118,6 +119,7 @@ def plan(
         answer_tokens=recipe.evaluate.max_new_tokens,
         answered=0 if size is None else _answered(recipe),
         attention_by_hand=recipe.model.attention in ("auto", "topcoat"),
+        outputs=_outputs(recipe),
     )
     made = estimate(request)
     guides = map(str, learned_since(recipe, facts_of_plan(made)))
@@ -174,6 +176,18 @@ def _max_length(data: DataSettings, size: DataSize | None, context: int) -> int:
     if data.max_length != "auto":
         return data.max_length
     return min(context, ASSUMED_LENGTH if size is None else size.longest_tokens)
+
+
+def _outputs(recipe: Recipe) -> int | None:
+    """Outputs of the head where labels or numbers are learned. Raises TopcoatError for labels that are none."""
+    data, objective = recipe.data, recipe.train.objective
+    if objective not in LABELLED:
+        return None
+    if data.labels is not None:
+        return len(data.labels)
+    if all(Path(name).is_file() for name, _ in data.train_files):
+        return read_labels(data.model_copy(update={"validation": None}), objective).outputs
+    return len(data.label_columns) if objective == "regression" else 2
 
 
 def _trained_share(data: DataSettings) -> float:

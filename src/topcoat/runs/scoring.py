@@ -40,6 +40,11 @@ class Scores:
         """The figures alone."""
         return dict(self.figures) or {"perplexity": self.perplexity, "exact_match": self.exact_match}
 
+    def value(self, name: str) -> float | None:
+        """One figure by its name, such as "perplexity" or "accuracy"."""
+        known: float | None = {"perplexity": self.perplexity, "exact_match": self.exact_match, **self.figures}.get(name)
+        return known
+
     @classmethod
     def read(cls, figures: Mapping[str, Any], answers: tuple[str, ...]) -> Scores:
         """Those that `as_json` wrote, and the answers beside them."""

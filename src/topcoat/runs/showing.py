@@ -67,6 +67,7 @@ def shown_rows(recipe: Recipe, opened: Opened, most: int, bar: Bar | None = None
         opened.tokenizer,
         context_length=opened.context_length,
         seed=recipe.seed,
+        objective=recipe.train.objective,
         vocab_rows=opened.vocab_rows,
         bar=bar,
     )
