@@ -17,7 +17,6 @@ from torch import Tensor
 from topcoat.errors import TopcoatError
 from topcoat.quant.base import QuantizedWeight, check_weight, require_finite
 from topcoat.quant.bits import pack_bits
-from topcoat.quant.fits import nearest
 from topcoat.quant.gptq_integers import GptqIntegers
 from topcoat.quant.grouped import Grouped
 
@@ -39,23 +38,26 @@ def gptq(weight: Tensor, hessian: Tensor, format: Grouped | GptqIntegers, dampin
     require_finite(values.abs().amax(1), values)
     factor = _upper(_checked(hessian, columns), damping)  # (I, I)
     size, bits = format.group_size(columns), format.bits
-    left = values.float().clone()  # (O, I): columns not rounded yet, errors of the others taken in
-    codes = torch.empty(rows, columns, device=values.device)
+    left = values.float().T.contiguous()  # (I, O): columns of W not rounded yet, errors of the others taken in
+    codes = torch.empty(columns, rows, device=values.device)
     fitted = []
     for first in range(0, columns, size):
         last = first + size
-        fitted.append(format.fit(left[:, None, first:last]))
+        fitted.append(format.fit(left[first:last].T[:, None].contiguous()))
         wide, base = (level[:, 0] for level in format.levels(*fitted[-1]))  # (O,) each
+        step = wide.where(wide > 0, torch.inf)  # a group of one value has no steps: every code is 0
         for start in range(first, last, BLOCK):
             stop = min(start + BLOCK, last)
-            errors = torch.empty(rows, stop - start, device=values.device)
+            errors = torch.empty(stop - start, rows, device=values.device)
             for i in range(start, stop):
-                codes[:, i] = nearest(left[:, i : i + 1], wide, base, bits)[:, 0]
-                errors[:, i - start] = (left[:, i] - codes[:, i] * wide - base) / factor[i, i]
-                left[:, i + 1 : stop] -= errors[:, i - start, None] * factor[i, i + 1 : stop]
-            left[:, stop:] -= errors @ factor[start:stop, stop:]  # the columns behind, once for the whole block
+                code, error = codes[i], errors[i - start]
+                torch.sub(left[i], base, out=code).div_(step).round_().clamp_(0, 2**bits - 1)
+                torch.addcmul(base, code, wide, out=error)  # what the column reads back as
+                torch.sub(left[i], error, out=error).div_(factor[i, i])
+                left[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+            left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)  # the columns behind, once for all these
     scale, offset = (torch.cat(parts, dim=1) for parts in zip(*fitted, strict=True))
-    return format.state(pack_bits(codes, bits), scale, offset, (rows, columns))
+    return format.state(pack_bits(codes.T.contiguous(), bits), scale, offset, (rows, columns))
 
 
 def _checked(hessian: Tensor, columns: int) -> Tensor:
