@@ -103,7 +103,7 @@ def _trade(axes: Axes, formats: Sequence[Json]) -> None:
         largest = max(one["perplexity"] for one in shown)
         if largest > 20 * min(one["perplexity"] for one in shown):
             axes.set_yscale("log")
-    for at, (one, place) in enumerate(zip(shown, _label_places(shown), strict=True)):
+    for one, place in zip(shown, _label_places(shown), strict=True):
         axes.annotate(
             str(one["name"]),
             (one["bits_per_weight"], one["perplexity"]),
@@ -112,7 +112,6 @@ def _trade(axes: Axes, formats: Sequence[Json]) -> None:
             color=INK,
             va="center",
             parse_math=False,
-            annotation_clip=at >= 0,
         )
     axes.margins(x=0.16, y=0.18)
     axes.set_xlabel("bits a weight, scales included", color=INK)
@@ -131,8 +130,8 @@ def _label_places(shown: Sequence[Json]) -> list[float]:
             if abs(shown[other]["bits_per_weight"] - one["bits_per_weight"]) < 1.5
             and abs(shown[other]["perplexity"] - one["perplexity"]) < 0.08 * span
         ]
-        choices = (0.0, 11.0, -11.0, 22.0, -22.0, 33.0, -33.0)
-        places.append(next((place for place in choices if place not in near), 0.0))
+        choices = (9.0, 20.0, -9.0, 31.0, -20.0, 42.0, -31.0)  # beside the dotted line, not on it
+        places.append(next((place for place in choices if place not in near), 9.0))
     return places
 
 
@@ -149,6 +148,7 @@ def _blocks(axes: Axes, formats: Sequence[Json]) -> None:
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.5, label=str(one["name"]))
     if axes.lines:
         axes.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("block", color=INK)
     axes.set_ylabel("error of the weights, %", color=INK)
