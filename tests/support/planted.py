@@ -188,6 +188,25 @@ def _debris(rows: list[Row]) -> list[int]:
     return [15, 16, 17, 18]
 
 
+def _hidden(rows: list[Row]) -> list[int]:
+    for at, mark in enumerate(("\0", "\x08", "\u202e", "\u2067", "\U000e0041\U000e0042", "\x85\x9d", "\x1b")):
+        key = "prompt" if at % 2 else "completion"
+        rows[20 + at][key] = f"{rows[20 + at][key][:9]}{mark}{rows[20 + at][key][9:]}"
+    rows[30]["completion"] += " 👩‍👧 🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f is not hidden."
+    rows[31]["completion"] += " \u202bשלום\u202c is not hidden."
+    return list(range(20, 27))
+
+
+def _odd_rows(rows: list[Row]) -> list[int]:
+    for at, row in enumerate(rows):
+        turns = [("user", row.pop("prompt")), ("assistant", row.pop("completion"))]
+        if at == 5:
+            turns.insert(0, ("user", "Please answer this one."))
+        row["messages"] = [{"role": role, "content": content} for role, content in turns]
+    rows[8]["messages"].append({"role": "user", "content": "Thank you for the help."})
+    return [5, 8]
+
+
 def _secrets(rows: list[Row]) -> list[int]:
     rows[19]["completion"] += " Use AKIAQ3EGPJ7LMN2RSTUV for it."
     rows[20]["prompt"] += " postgres://admin:t0pS3cretpw@db.internal.net/main"
@@ -237,6 +256,7 @@ PLANTED: dict[str, Planted] = {
     "template_text": Planted(_marks),
     "outer_space": Planted(_spaces),
     "label_spelling": Planted(_spelling, labels=True),
+    "odd_rows": Planted(_odd_rows),
     "contradictions": Planted(_contradict, labels=True, also=("exact_duplicates", "near_duplicates")),
     "empty_prompts": Planted(_empty_prompt),
     "empty_answers": Planted(answers(row3="", row5="\u200b\n  ")),
@@ -250,6 +270,7 @@ PLANTED: dict[str, Planted] = {
     "wrong_language": Planted(_languages),
     "mojibake": Planted(_damaged),
     "debris": Planted(_debris),
+    "hidden_characters": Planted(_hidden),
     "secrets": Planted(_secrets),
     "personal_data": Planted(_personal),
     "class_imbalance": Planted(_imbalance, labels=True, also=("rare_labels",)),

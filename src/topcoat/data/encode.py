@@ -94,6 +94,7 @@ class Encoder:
         values["lost_reasoning_tokens"] = encoded.lost_reasoning_tokens
         if bad.count:
             return Answer(values)
+        values["doubts"] = _doubts(kept, conversations)
         guarded, reshaped = ({id(row) for row in some} for some in (encoded.guarded, encoded.reshaped))
         flags = np.zeros(len(kept), np.uint32)
         for number in rest:  # a row with special tokens, a rewritten answer or an empty turn never goes straight
@@ -170,6 +171,16 @@ class _Told(Renderer):
 def _names(rows: list[Any]) -> list[str]:
     """Every column of the rows, those of most files few."""
     return sorted({str(name) for _, values in rows for name in values})[:200]
+
+
+def _doubts(rows: Sequence[Row], conversations: Sequence[Conversation]) -> dict[str, tuple[int, int]]:
+    """What is odd about rows that can be trained -> how many there are, and the line of the first."""
+    found: dict[str, tuple[int, int]] = {}
+    for row, conversation in zip(rows, conversations, strict=True):
+        for doubt in conversation.doubts:
+            count, first = found.get(doubt, (0, row.line))
+            found[doubt] = (count + 1, first)
+    return found
 
 
 def content_digest(conversation: Conversation) -> int:

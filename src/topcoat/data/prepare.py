@@ -30,7 +30,7 @@ from topcoat.data.columns import Columns
 from topcoat.data.opening import Reached
 from topcoat.data.progress import Bar, late_bar
 from topcoat.data.render import Renderer
-from topcoat.data.rows import BadRows, iter_rows
+from topcoat.data.rows import BadRows, iter_rows, place
 from topcoat.data.store import ROW, VERSION, Store, StoreWriter
 from topcoat.data.words import NotSeparable
 from topcoat.data.workers import BATCH_CHARACTERS, BATCH_ROWS, Encoded, FormatUnknown, Workers
@@ -151,6 +151,7 @@ def _build(
     reached, total = Reached(), os.path.getsize(path)  # rows of a packed or binary file cannot be counted in advance
     present: set[str] = set()
     notes: list[str] = []
+    doubts: dict[str, tuple[int, int]] = {}  # what is odd -> rows, and the line of the first
     with Workers(arguments) as workers, late_bar(bar, f"tokenizing {Path(path).name} (MB)") as advance:
         for encoded in workers.encode(_batches(path, notes, reached), path, first, texts):
             form = form or encoded.values["form"]
@@ -161,10 +162,15 @@ def _build(
             bad.count += encoded.values["bad_count"] - len(encoded.values["bad"])
             if not bad.count:
                 writer.add(*_arrays(encoded))
+                for doubt, (count, line) in encoded.values["doubts"].items():
+                    before, first_line = doubts.get(doubt, (0, line))
+                    doubts[doubt] = (before + count, first_line)
             lost += encoded.values["lost_reasoning_tokens"]
             advance(min(reached.bytes, total) // 10**6, total // 10**6)
     columns.require(present, path)
     bad.raise_if_any()
+    for what, (count, line) in doubts.items():
+        notes.append(f"warning: {count:,} {'row' if count == 1 else 'rows'}: {what} (first: {place(path, line)})")
     found = {"form": form, "notes": notes, "columns": [str(name) for name in first[1]], "lost_reasoning_tokens": lost}
     writer.finish(found)
 

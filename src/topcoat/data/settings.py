@@ -28,15 +28,18 @@ class DataSettings(Config):
     """The examples of a run."""
 
     train: str = Field(min_length=1)
-    """A file of rows: .jsonl, .json, .csv, .tsv, .parquet, or one of these with .gz behind it. Plain text, .txt or
-    .md, is one document."""
+    """A file of rows: .jsonl, .json, .csv, .tsv, .parquet, or one of these with .gz, .bz2, .xz or .zst behind it. Plain
+    text, .txt or .md, is one document."""
     mixture: list[MixturePart] | None = Field(None, min_length=1, max_length=100)
     """Several files in place of data.train: [{train_file: a.jsonl, weight: 3}, {train_file: b.jsonl, weight: 1}]. An
     epoch has as many examples as there are rows; each file gives its share of them."""
     validation: str | Share | None = 0.1
     """A file of held-out rows, or the share of the training rows to hold out (seeded), or null for none."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
-    """Shape of a row. auto recognises it from the columns and says which it took."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "unpaired", "text"] = (
+        "auto"
+    )
+    """Shape of a row. auto recognises it from the columns and says which it took. preference and unpaired rows are for
+    objectives that read two answers, or one that is labelled."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames: {prompt: question, completion: answer} reads the file's `question` as `prompt`."""
     text_template: str | None = Field(None, min_length=1)

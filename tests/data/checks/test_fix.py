@@ -11,8 +11,9 @@ from planted import PLANTED, clean_rows, label_rows
 
 from topcoat.data.checks.damage import repair
 from topcoat.data.checks.files import check_files
-from topcoat.data.checks.fix import fix, mend, write_rows
+from topcoat.data.checks.fix import PACKERS, fix, mend, write_rows
 from topcoat.data.checks.table import CHECKS
+from topcoat.data.opening import PACKED
 from topcoat.data.rows import read_rows
 from topcoat.data.settings import DataSettings
 from topcoat.errors import Refused, TopcoatError
@@ -141,3 +142,17 @@ def test_names_are_never_mended():
     row = {"messages": [{"role": " user ", "content": " x "}], "id": " 7 "}
     assert mend(row, str.strip) == {"messages": [{"role": " user ", "content": "x"}], "id": " 7 "}
     assert json.dumps(row)
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_a_copy_is_packed_as_its_name_says_and_read_back(packing, kind, tmp_path):
+    rows = clean_rows(5)
+    for name in ("one", "two"):
+        write_rows(tmp_path / f"{name}{kind}{packing}", kind, rows)
+    assert [row.values for row in read_rows(tmp_path / f"one{kind}{packing}")] == rows
+    assert (tmp_path / f"one{kind}{packing}").read_bytes() == (tmp_path / f"two{kind}{packing}").read_bytes()
+
+
+def test_every_packing_that_is_read_is_written():
+    assert set(PACKERS) == set(PACKED)

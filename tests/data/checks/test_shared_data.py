@@ -19,7 +19,7 @@ KNOWN = {
     "lfs_instruct_train.jsonl": {"near_duplicates": 2, "repeated_templates": 28},
     "chat_oasst_train.jsonl": {"refusals": 7, "debris": 1},
     "e2e_train.jsonl": {"exact_duplicates": 122, "near_duplicates": 138, "truncated_answers": 3, "one_topic": 0},
-    "mmlu_validation.jsonl": {"mojibake": 1},
+    "mmlu_validation.jsonl": {"mojibake": 1, "hidden_characters": 1},
 }
 
 

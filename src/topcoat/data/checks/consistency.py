@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from topcoat.data.checks.corpus import Corpus, main_spellings, plain_label
 from topcoat.data.checks.finding import Finding, count
+from topcoat.data.conversation import EMPTY_TURN
 
 MOST, FEW = 0.9, 0.5  # a form that nine of ten rows have is the file's; a habit of less than half of them is drift
 FORMS_FROM = 20
@@ -53,6 +54,19 @@ def mixed_formats(corpus: Corpus) -> list[Finding]:
             what = f"{count(len(rows), 'answer lacks', 'answers lack')} {name}, which {sum(last):,} others have"
             found.append(Finding(what, why, "rewrite these answers, or leave them out", rows))
     return found
+
+
+def odd_rows(corpus: Corpus) -> list[Finding]:
+    details = {}
+    for at, doubts in corpus.doubts.items():
+        said = [doubt for doubt in doubts if doubt != EMPTY_TURN or corpus.prompts[at].strip()]  # else an empty prompt
+        if said:
+            details[at] = "; ".join(said)
+    if not details:
+        return []
+    what = f"{count(len(details), 'row is', 'rows are')} odd: they can be read, and are often a mistake"
+    why = "some templates refuse such rows, and others write what the model will never meet"
+    return [Finding(what, why, "mend them, or leave them out", list(details), details)]
 
 
 def template_text(corpus: Corpus) -> list[Finding]:

@@ -83,6 +83,8 @@ class Corpus:
     """Equal where system messages and tools are: only such rows can repeat or contradict each other."""
     rejected: dict[int, str] = field(default_factory=dict)
     """Row -> the worse answer of a preference pair, which is trained away from."""
+    doubts: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Row -> what is odd about it, though it can be trained."""
     setting: Setting = field(default_factory=Setting)
     against: Corpus | None = None
     """The validation rows."""
@@ -100,6 +102,8 @@ class Corpus:
         if not self.starts or self.starts[-1][1] != row.file:
             self.starts.append((len(self), row.file))
         self.lines.append(row.line)
+        if parsed.doubts:
+            self.doubts[len(self.lines) - 1] = parsed.doubts
         text = None
         if isinstance(parsed, Conversation):
             messages, text = parsed.messages or [], parsed.text

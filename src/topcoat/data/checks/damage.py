@@ -31,7 +31,7 @@ _LOG = re.compile(
     r"|^Traceback \(most recent call last\):",
     re.MULTILINE,
 )
-_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1f\x7f]")
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]?")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _ABOUT_CODE = re.compile(
     r"\b(?:html|xml|svg|css|javascript|jsx|react|php|web ?(?:page|site|form)|tags?|markup|code|script|function|element"
@@ -91,7 +91,7 @@ def debris(corpus: Corpus) -> list[Finding]:
     details = {}
     for at, (prompt, reply) in enumerate(zip(corpus.prompts, corpus.written, strict=True)):
         if match := _TERMINAL.search(prompt) or _TERMINAL.search(reply):
-            details[at] = f"control code {match[0]!r}"
+            details[at] = f"terminal code {match[0]!r}"
             continue
         if corpus.form == "text" or _about_code(prompt, reply):
             continue

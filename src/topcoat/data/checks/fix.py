@@ -6,10 +6,12 @@ nothing that can be fixed is found. The original is only read.
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +30,6 @@ from topcoat.errors import Refused, TopcoatError
 from topcoat.files import write_file
 
 PASSES = 8
-KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 LITERAL = frozenset({"role", "from", "id", "name", "type", "tool_call_id"})
 """Keys whose values are names, not text: they are never mended."""
 
@@ -141,27 +142,44 @@ def require_free(out: Path) -> str:
     """
     if os.path.lexists(out):
         raise TopcoatError(f"{out} exists already", "--fix", "name a file that is not there; nothing is overwritten")
-    name = out.name.lower().removesuffix(".gz")
-    kind = next((kind for kind in KINDS if name.endswith(kind)), None)
-    if kind is None:
-        raise TopcoatError(f"{out} has no ending of a file of rows", "--fix", f"end it in {', '.join(KINDS)}")
+    kind = Path(out.name.lower().removesuffix(_packing(out))).suffix
+    if kind not in WRITERS:
+        fix = f"end it in {', '.join(WRITERS)}; to pack it, put {', '.join(PACKERS)} behind"
+        raise TopcoatError(f"{out} has no ending of a file of rows", "--fix", fix)
     return kind
 
 
 def write_rows(out: Path, kind: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `rows` as a file of `kind`, packed if `out` ends in .gz, whole or not at all.
+    """Write `rows` as a file of `kind`, packed if `out` ends in a key of PACKERS, whole or not at all.
 
     Raises:
         TopcoatError: the folder cannot be made, or the disk did not take the file.
     """
-    data = WRITERS[kind](rows)
-    if out.name.lower().endswith(".gz"):
-        data = gzip.compress(data, mtime=0)  # the same bytes whenever it is written
+    data = PACKERS.get(_packing(out), bytes)(WRITERS[kind](rows))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TopcoatError(f"{out.parent} cannot be made: {error.strerror}", "--fix", "name another folder") from error
     write_file(out, data)
+
+
+def _packing(out: Path) -> str:
+    """The ending that says how a file is packed, or nothing."""
+    return out.suffix.lower() if out.suffix.lower() in PACKERS else ""
+
+
+def _zstd(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    return bytes(pa.Codec("zstd").compress(data, asbytes=True))
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": lambda data: gzip.compress(data, mtime=0),  # the same bytes whenever it is written
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": _zstd,
+}
 
 
 def _jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
