@@ -18,7 +18,7 @@ VERBS: dict[str, str] = {
     "chat": "talk to a model or a finished run in the terminal",
     "merge": "write base and adapter as one model, with a proof that it computes the same",
     "export": "write a run as GGUF for llama.cpp and Ollama, or for PEFT and vLLM, with the same proof",
-    "quantize": "write a quantized checkpoint that others can read",
+    "quantize": "write a model in another number format, or measure what formats cost",
     "doctor": "this machine and what it can do",
     "schema": "the JSON Schema of a recipe, for editors",
 }

@@ -18,7 +18,7 @@ from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
 from topcoat.planning.architecture import Architecture, BlockLinear
 from topcoat.planning.trained import fused_rank, prompt_sizes, trained_sizes
-from topcoat.quant.settings import GgufConfig, QuantConfig, read_config
+from topcoat.quant.settings import GgufConfig, QuantConfig, StoredConfig, read_config
 from topcoat.quant.sizes import ITEM_BYTES, weight_bytes
 
 QKV = ("q_proj", "k_proj", "v_proj", "qkv_proj")
@@ -134,8 +134,9 @@ def _formats(a: Architecture, stored: QuantConfig) -> Iterator[tuple[BlockLinear
 
 
 def _as_in_file(a: Architecture, stored: QuantConfig) -> bool:
-    """Whether the blocks' linears stay in the bytes that a GGUF file has for them."""
-    return isinstance(stored, GgufConfig) and stored.type == "stored" and a.stored_linear_bytes is not None
+    """Whether the blocks' linears stay in the bytes that a GGUF file, or a quantized checkpoint, has for them."""
+    keeps = isinstance(stored, StoredConfig) or (isinstance(stored, GgufConfig) and stored.type == "stored")
+    return keeps and a.stored_linear_bytes is not None
 
 
 def token_numbers(linears: Iterable[tuple[str, int, int, int]]) -> int:

@@ -54,12 +54,26 @@ def find_architecture(model: str) -> Architecture:
 def _from_directory(path: Path) -> Architecture:
     file = path / "config.json"
     if file.is_file():
-        return replace(architecture_of(_config(file), str(file)), name=str(path))
+        facts = _config(file)
+        stored = _quantized_bytes(path) if facts.get("quantization_config") else None
+        return replace(architecture_of(facts, str(file)), name=str(path), stored_linear_bytes=stored)
     ggufs = sorted(path.glob("*.gguf"))
     adapter = (path / "adapter_config.json").is_file()
     what = "this is an adapter, not a model" if adapter else "there is no config.json here"
     fix = f"name the file: {ggufs[0]}" if ggufs else "give model.path a complete Hugging Face directory"
     raise TopcoatError(what, str(path), fix)
+
+
+def _quantized_bytes(path: Path) -> int | None:
+    """Bytes of the blocks' linears in a checkpoint that is quantized already; None where the weights are not here."""
+    from topcoat.model.safetensors_source import read_folder
+
+    try:
+        tensors = read_folder(path)
+    except TopcoatError:
+        return None
+    inside = [tensor for tensor in tensors if ".layers." in tensor.name or ".h." in tensor.name]
+    return sum(t.n_bytes for t in inside if len(t.shape) > 1 or not t.name.endswith((".weight", ".bias")))
 
 
 def _config(file: Path) -> dict[str, Any]:

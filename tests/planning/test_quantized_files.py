@@ -1,0 +1,29 @@
+"""Plans of checkpoints that are quantized already: the bytes of their linears, as the files have them."""
+
+import pytest
+
+from topcoat.adapters.settings import LoraConfig
+from topcoat.exporting.checkpoint import quantize_checkpoint
+from topcoat.model.load import load_model
+from topcoat.model.safetensors_source import DirectorySource
+from topcoat.model.settings import ModelSettings
+from topcoat.planning.counts import counts_of
+from topcoat.planning.model_files import find_architecture
+from topcoat.quant.linear import FrozenLinear
+from topcoat.quant.settings import GptqConfig, IntConfig, Nf4Config, StoredConfig
+
+
+@pytest.mark.parametrize("config", [GptqConfig(group_size=32), IntConfig(), Nf4Config()], ids=lambda c: c.format)
+def test_stored_linears_are_counted_within_what_describes_them(tiny_llama, tmp_path, config):
+    quantize_checkpoint(DirectorySource(tiny_llama), tmp_path / "q", config)
+    planned = counts_of(find_architecture(str(tmp_path / "q")), LoraConfig(), StoredConfig())
+    model = load_model(ModelSettings(path=str(tmp_path / "q"), quantization=StoredConfig(), device="cpu")).model
+    states = [m.weight_state for m in model.modules() if isinstance(m, FrozenLinear)]
+    stored = sum(q.nbytes for q in states)
+    # a description of a few hundred bytes a linear, or GPTQ's group of every input, weigh on a tiny model only
+    assert stored <= planned.codes_bytes + planned.constant_bytes <= stored + 1400 * len(states)
+    assert planned.quantized
+
+
+def test_a_plain_checkpoint_has_no_such_bytes(tiny_llama):
+    assert find_architecture(str(tiny_llama)).stored_linear_bytes is None
