@@ -23,21 +23,28 @@ def command(
     price: Annotated[
         str | None, typer.Option(help="2.49EUR/h or 0.30EUR/kWh: what the run costs", metavar="PRICE")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="run two micro-steps on the longest rows first, in a child process")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> int:
     """Say what a recipe takes, line by line, whether it fits, and how long it runs; exit code 1 if it does not fit.
 
     Only the model's config.json (or GGUF header) is read, or nothing where the model is known by name.
     """
+    from topcoat.cli.process import prepare_process
     from topcoat.runs.planning import plan
 
     console = make_console(json)
+    if measure:
+        prepare_process(None, console)
     made = plan(
         subject,
         overrides or [],
         device=device,
         budget=budget,
         price=price,
+        measure=measure,
         say=lambda text: console.print(text, style="dim", markup=False),
     )
     if json:

@@ -6,20 +6,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from topcoat.planning.bill import Line
+from topcoat.planning.bill import Line, group_bytes
 from topcoat.planning.estimate import Estimate
 from topcoat.planning.search import Candidate
 from topcoat.runs.planning import Plan
 from topcoat.units import show_bytes, show_count, show_seconds
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "white")
-GROUPS: dict[str, tuple[str, ...]] = {
-    "frozen weights": ("frozen weights", "quantization constants", "embeddings and head", "norms and biases"),
-    "what trains": ("trained parameters", "gradients", "optimizer moments", "compute copies"),
-    "activations": ("saved activations", "backward working set", "loss", "dequantization buffer"),
-    "process": ("runtime", "tokenizer and kernels", "matrix workspace", "allocator's rounding"),
-}
-"""What one colour of the bar stands for."""
 SMALLEST_SHARE = 0.005  # of the budget; a thinner part of the bar is not drawn
 
 
@@ -51,8 +44,7 @@ def facts_table(plan: Plan) -> Table:
 def bar(made: Estimate, width: int) -> RenderableType:
     """The budget as one line of blocks, coloured by group, and the legend below it."""
     whole = max(made.request.budget_bytes, made.peak_bytes)
-    by_name = {line.name: line.bytes for line in made.bill.lines}
-    sums = {group: sum(by_name.get(name, 0) for name in names) for group, names in GROUPS.items()}
+    sums = group_bytes({line.name: line.bytes for line in made.bill.lines})
     sums["evaluating"] = max(0, made.peak_bytes - made.bill.peak_bytes)
     line, legend = Text(), Text()
     for (group, size), colour in zip(sums.items(), COLOURS, strict=False):

@@ -4,11 +4,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from topcoat.errors import Refused
 from topcoat.units import show_bytes
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "frozen weights": ("frozen weights", "quantization constants", "embeddings and head", "norms and biases"),
+    "what trains": ("trained parameters", "gradients", "optimizer moments", "compute copies"),
+    "activations": ("saved activations", "backward working set", "loss", "dequantization buffer"),
+    "process": (
+        *("runtime", "tokenizer and kernels", "difference measured", "matrix workspace", "allocator's rounding"),
+    ),
+}
+"""What one part of a stacked picture stands for."""
+
+
+def group_bytes(lines: Mapping[str, int]) -> dict[str, int]:
+    """Group -> bytes, of a bill's lines by name."""
+    return {group: sum(lines.get(name, 0) for name in names) for group, names in GROUPS.items()}
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,15 @@ def _best(work: Callable[[], object]) -> float:
     return max(1e-9, min(times[1:]))
 
 
-def _file(facts: Machine, cache: Path) -> Path:
-    """The file of this machine: another CPU, number of cores or threads, or torch is another machine."""
+def cpu_key(facts: Machine) -> str:
+    """Names this machine: another CPU, number of cores or threads, or torch is another machine."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
     key = f"{facts.cpu} {facts.usable_cores} {threads} {' '.join(facts.cpu_features)} {facts.versions.get('torch')}"
-    return cache / "calibration" / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _file(facts: Machine, cache: Path) -> Path:
+    return cache / "calibration" / f"{cpu_key(facts)}.json"
 
 
 def _stored(file: Path) -> Reached | None:

@@ -3,7 +3,8 @@
 load     frozen weights, and one tensor as it is stored
 train    the bill of a training step (`sizes.py`)
 evaluate what stays of training, and the keys and values of the prompts answered at once
-save     what stays of training, and one piece of a file
+save     what stays of training, the adapter once more, and one piece of a file; of full fine-tuning the model as it
+         was written and the logits that prove it
 merge    the base with its dense part in float32, and the merged model read back for the proof: a run of its own
 """
 
@@ -18,18 +19,13 @@ from topcoat.files import CHUNK_BYTES
 from topcoat.kernels.recompute import Policy, summary
 from topcoat.planning.bill import Bill
 from topcoat.planning.counts import Counts, counts_of
+from topcoat.planning.process import PROCESS_BYTES
 from topcoat.planning.request import Request
-from topcoat.planning.sizes import (
-    CONTEXT_BYTES,
-    PROCESS_BYTES,
-    ROUNDING,
-    WORKING_BYTES,
-    Setup,
-    activation_room,
-    bill_of,
-    fitting_policies,
-)
+from topcoat.planning.sizes import CONTEXT_BYTES, ROUNDING, Setup, activation_room, bill_of, fitting_policies
 from topcoat.planning.speed import Speed, speed_of
+
+PROVED_PROMPTS, PROVED_TOKENS = 8, 256
+"""Prompts, and tokens of each, on which a written model is proved (`runs/session.py`)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,9 @@ def counts_for(request: Request) -> Counts:
     counts = counts_of(request.architecture, request.adapter, request.stored, by_hand=by_hand)
     if request.outputs is None:
         return counts
-    return replace(counts, vocab=request.outputs, trained=counts.trained + Counter({request.outputs * counts.hidden: 1}))
+    return replace(
+        counts, vocab=request.outputs, trained=counts.trained + Counter({request.outputs * counts.hidden: 1})
+    )
 
 
 def estimate(request: Request, counts: Counts | None = None) -> Estimate:
@@ -105,11 +103,13 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
     on_gpu = request.device.kind == "cuda"
     setup = Setup(
         tokens=request.tokens,
-        rows=request.tokens,
+        rows=request.labelled_tokens,
         element_bytes=request.element_bytes,
         optimizer=request.train.optimizer,
         runtime_bytes=CONTEXT_BYTES if on_gpu else PROCESS_BYTES,
-        working_bytes=0 if on_gpu else WORKING_BYTES,
+        working_bytes=0 if on_gpu else None,
+        residual_bytes=request.residual_bytes,
+        residual_note=request.residual_note,
         workspace_bytes=request.device.workspace_bytes if on_gpu else 0,
         rounding=ROUNDING if on_gpu else 0.0,
     )
@@ -142,10 +142,13 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
     """Bytes at the peak of each phase."""
     a, e = request.architecture, request.element_bytes
     by_name = {line.name: line.bytes for line in bill.lines}
-    process = sum(by_name.get(name, 0) for name in ("runtime", "tokenizer and kernels", "matrix workspace"))
-    transient = by_name.get("loss", 0)
+    outside = ("runtime", "tokenizer and kernels", "matrix workspace", "difference measured")
+    process = sum(by_name.get(name, 0) for name in outside)
+    transient = 3 * request.labelled_tokens * a.hidden * e  # of the loss: its chunk of logits is a buffer that stays
     if counts.blocks is None:  # autograd frees what it kept; the hand-written blocks keep their buffers
         transient += by_name.get("saved activations", 0) + by_name.get("backward working set", 0)
+    if counts.full:  # autocast's copies live as long as one forward and its backward
+        transient += by_name.get("compute copies", 0)
     stays = bill.peak_bytes - transient
     tensor = max(a.vocab * a.hidden, counts.largest_weight())
     # A tensor as stored (bf16) stands beside its final form: any in host memory, on a GPU only what is quantized there.
@@ -156,13 +159,24 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
         "load": (4 * counts.trained_numbers if counts.full else frozen + e * dense) + 2 * raw + process,
         "train": bill.peak_bytes,
         "evaluate": stays + _answering(request) if request.answered else stays,
-        "save": stays + CHUNK_BYTES,
+        "save": stays + _saving(request, counts),
     }
     if not isinstance(request.adapter, FullConfig | PromptConfig):
         linears = a.linear_numbers
         base = frozen if counts.quantized else 4 * linears
         phases["merge"] = base + 2 * linears + 8 * dense + 4 * counts.trained_numbers + 12 * tensor + process
     return phases
+
+
+def _saving(request: Request, counts: Counts) -> int:
+    """What is written, beside all that stays; an adapter is written from host memory."""
+    a = request.architecture
+    if not counts.full:
+        return 4 * counts.trained_numbers + CHUNK_BYTES if request.device.kind == "cpu" else 0
+    positions = min(PROVED_TOKENS, request.longest)
+    logits = 4 * a.vocab * positions  # float32: of all prompts twice, and three of one while they are compared
+    model = request.element_bytes * a.linear_numbers + 4 * (a.parameters - a.linear_numbers)
+    return model + (2 * PROVED_PROMPTS + 3) * logits
 
 
 def _answering(request: Request) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,11 @@ class Request:
     """evaluate.max_new_tokens."""
     answered: int = 32
     """Prompts that are answered at once; 0 without validation rows."""
+    labelled: float | None = None
+    """Share of the tokens that are trained, where the rows say."""
+    residual_bytes: int = 0
+    """What probes on this device found plans to miss."""
+    residual_note: str = ""
     attention_by_hand: bool = True
     """False where the recipe asks for another attention than the hand-written blocks compute."""
 
@@ -62,6 +68,13 @@ class Request:
         if self.train.batch_tokens is not None:
             return min(budget, max(round(self.train.batch_tokens * self.positions_a_token), longest))
         return min(budget, self.train.batch_size * longest)
+
+    @property
+    def labelled_tokens(self) -> int:
+        """N: positions of the largest micro batch that are trained, rounded up as a run rounds them; T where nearly all
+        are (`training/objectives`)."""
+        rounded = -(-math.ceil((self.labelled or 1.0) * self.tokens) // 64) * 64
+        return self.tokens if rounded > 0.9 * self.tokens else rounded
 
     @property
     def longest(self) -> int:

@@ -24,13 +24,9 @@ from topcoat.kernels.recompute import Policy, choose, summary
 from topcoat.planning.activations import kept_bytes, working_bytes
 from topcoat.planning.bill import Bill, Line
 from topcoat.planning.counts import BlockCounts, Counts
+from topcoat.planning.process import PROCESS_BYTES, library_bytes, temporary_bytes
 from topcoat.training.optimizers.sizes import SAYS, moment_bytes
 
-PROCESS_BYTES = 475 * 10**6
-"""A process before any model is loaded: Python, torch 2.13 and libraries. Measured on Linux, x86, CPU wheel."""
-WORKING_BYTES = 305 * 10**6
-"""What a process takes beyond tensors once it trains on a CPU: the tokenizer's tables, oneDNN's compiled kernels, freed
-memory the allocator keeps. Measured with SmolLM2-135M: 176 MB after loading, 129 MB after ten steps."""
 ROUNDING = 0.03
 """What torch's CUDA allocator reserves above what is allocated, 2 to 3 % with expandable segments (study, 3.2)."""
 CONTEXT_BYTES = 500 * 10**6
@@ -53,7 +49,11 @@ class Setup:
     """Transformers' layers run again in the backward."""
     optimizer: str = "adamw"
     runtime_bytes: int = PROCESS_BYTES
-    working_bytes: int = WORKING_BYTES
+    working_bytes: int | None = None
+    """What the tokenizer and the libraries take in the process; None counts it, 0 on a device that it is not on."""
+    residual_bytes: int = 0
+    """What probes on this device found a plan to miss."""
+    residual_note: str = ""
     workspace_bytes: int = 0
     rounding: float = 0.0
     """Share of the tensors' bytes that the device's allocator takes on top."""
@@ -66,6 +66,7 @@ def bill_of(counts: Counts, setup: Setup) -> Bill:
     e, P = setup.element_bytes, counts.trained_numbers
     dense = 0 if counts.full else 1
     scratch = counts.largest_weight() * e if counts.quantized else 0
+    working = library_bytes(counts.vocab) if setup.working_bytes is None else setup.working_bytes
     lines = [
         Line("frozen weights", counts.codes_bytes, f"{sum(counts.linears.values()):,} linears" if dense else ""),
         Line("quantization constants", counts.constant_bytes, "scales and offsets"),
@@ -79,10 +80,11 @@ def bill_of(counts: Counts, setup: Setup) -> Bill:
         Line("dequantization buffer", scratch, "the largest weight that one product reads" if scratch else ""),
         Line("matrix workspace", setup.workspace_bytes, "of the GPU's matrix library"),
         Line("runtime", setup.runtime_bytes, "the process before the model"),
-        Line("tokenizer and kernels", setup.working_bytes, "what libraries take once they work"),
+        Line("tokenizer and kernels", working, f"{counts.vocab:,} tokens, and what libraries take once they work"),
+        Line("difference measured", setup.residual_bytes, setup.residual_note),
     ]
     if setup.rounding:
-        tensors = sum(line.bytes for line in lines) - setup.runtime_bytes - setup.working_bytes
+        tensors = sum(line.bytes for line in lines) - setup.runtime_bytes - working - setup.residual_bytes
         lines.append(Line("allocator's rounding", round(setup.rounding * tensors), f"{setup.rounding:.0%} of tensors"))
     return Bill(tuple(line for line in lines if line.bytes or line.name in _ALWAYS))
 
@@ -111,10 +113,12 @@ def activation_lines(counts: Counts, setup: Setup) -> tuple[Line, Line]:
         )
     blocks = counts.blocks
     sizing = blocks.sizes, blocks.ranks, setup.policies, T, setup.rows, e
-    gradients = 4 * counts.trained_numbers
+    working = working_bytes(*sizing) + 4 * counts.trained_numbers
+    if setup.working_bytes is None:
+        working += temporary_bytes(blocks.sizes[0], counts.layers, T, e)
     return (
         Line("saved activations", kept_bytes(*sizing), f"{T:,} tokens, recompute {summary(setup.policies)}"),
-        Line("backward working set", working_bytes(*sizing) + gradients, "shared by all layers, and new gradients"),
+        Line("backward working set", working, "shared by all layers, and new gradients"),
     )
 
 

@@ -101,7 +101,7 @@ def _operations(request: Request, policies: tuple[Policy, ...], recomputed: bool
     if recomputed:
         again, attention_again = a.active_linear_numbers, a.layers
     linears = (6 if full else 4) * a.active_linear_numbers + 2 * again
-    head = (6 if full else 4) * LABELLED * a.vocab * a.hidden
+    head = (6 if full else 4) * (request.labelled or LABELLED) * a.vocab * a.hidden
     attention = sizes.query * request.row_tokens * (7 * a.layers + 2 * attention_again)
     return linears + head + attention
 

@@ -68,6 +68,31 @@ def label_bars(labels: Mapping[str, int], *, name: str) -> str:
     return _svg(draw, name, (8, 0.8 + 0.24 * len(counts)))
 
 
+def stacked_bars(bars: Mapping[str, Mapping[str, int]], mark: int | None, *, name: str) -> str:
+    """One bar for each of `bars`, stacked of its parts in bytes, with a line at `mark`, what was measured; SVG text."""
+    unit = 2**30 if max(sum(parts.values()) for parts in bars.values()) > 2**30 else 2**20
+
+    def draw(axes: Axes) -> None:
+        for row, parts in enumerate(bars.values()):
+            at = 0.0
+            for number, (part, size) in enumerate(parts.items()):
+                axes.barh(row, size / unit, left=at, height=0.5, color=TRAIN, alpha=1 - 0.22 * number, linewidth=0)
+                if size > 0.08 * sum(parts.values()):
+                    axes.text(at + size / unit / 2, row + 0.3, part, color=INK, ha="center", va="bottom")
+                at += size / unit
+        axes.set_yticks(range(len(bars)), list(bars))
+        axes.set_ylim(-0.6, len(bars) - 0.4)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("GiB" if unit == 2**30 else "MiB", color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.grid(axis="x", color=RULE, linewidth=0.7)
+        if mark is not None:
+            axes.axvline(mark / unit, color=VALIDATION, linewidth=1.6)
+            axes.text(mark / unit, -0.58, "measured ", color=VALIDATION, va="bottom", ha="right")
+
+    return _svg(draw, name, (8, 0.9 + 0.6 * len(bars)))
+
+
 def _cut(label: str) -> str:
     """One short line of what XML can hold."""
     text = "".join(c for c in " ".join(label.split()) if c.isprintable()) or "(empty)"

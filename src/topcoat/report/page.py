@@ -19,10 +19,11 @@ from markupsafe import Markup
 
 from topcoat.files import write_file
 from topcoat.json_files import read_json_object
+from topcoat.report.bill import bill
 from topcoat.report.curves import SMOOTH_FROM, loss_curves, points, small_curve
 from topcoat.report.facts import facts, show
-from topcoat.report.ranks import rank_pictures
 from topcoat.report.labels import label_rows, label_scores, label_verdict
+from topcoat.report.ranks import rank_pictures
 from topcoat.report.scores import exact_match, show_interval, show_share, wilson
 from topcoat.training.metrics import read_metrics
 from topcoat.units import show_bytes, show_count, show_seconds
@@ -99,7 +100,7 @@ def render(run: RunFiles) -> str:
         **_curves(run.metrics),
         ranks=rank_pictures(run.metrics),
         speed=_speed(run),
-        bill=_bill(run.plan),
+        bill=bill(run.plan),
         data=list(facts(run.results.get("data") or {})),
         **_samples(run.results),
         growth=_growth(run.samples),
@@ -194,30 +195,6 @@ def _speed(run: RunFiles) -> list[tuple[str, str]]:
     if memory := [value for _, value in points(steps, "memory_bytes")]:
         lines.append(("most memory of a step", show_bytes(max(memory))))
     return lines
-
-
-def _bill(plan: Json) -> Json | None:
-    """The lines of plan.json with their share of the largest, then the peak: predicted and measured."""
-    if not plan.get("lines"):
-        return None
-    largest = max((line["bytes"] for line in plan["lines"]), default=0) or 1
-    lines = [
-        {
-            "name": line["name"],
-            "note": line.get("note") or "",
-            "bytes": show_bytes(line["bytes"]),
-            "percent": round(max(0.0, 100 * line["bytes"] / largest), 1),
-        }
-        for line in plan["lines"]
-    ]
-    totals = []
-    peak, measured = plan.get("peak_bytes"), plan.get("measured_peak_bytes")
-    if peak is not None:
-        totals.append(("predicted peak", show_bytes(peak), ""))
-    if measured is not None:
-        off = f"{100 * (measured - peak) / peak:+.1f} % against the prediction" if peak else ""
-        totals.append(("measured peak", show_bytes(measured), off))
-    return {"lines": lines, "totals": totals}
 
 
 def _text(value: Any) -> str:

@@ -22,8 +22,9 @@ from topcoat.runs.labelling import write_head_config
 from topcoat.runs.listener import Listener
 from topcoat.runs.scoring import Scores
 from topcoat.runs.session import Session
+from topcoat.runs.timing import measured
 from topcoat.training.loop import Progress
-from topcoat.training.memory import peak_memory_bytes
+from topcoat.training.metrics import read_metrics
 
 
 def keep_best(session: Session, progress: Progress, listener: Listener) -> None:
@@ -65,7 +66,8 @@ def finish(session: Session, before: Scores, progress: Progress, listener: Liste
         "data": session.data.report.to_dict(),
     }
     write_json(folder.results, results)
-    write_json(folder.plan, session.plan.bill.as_json() | {"measured_peak_bytes": peak_memory_bytes(base.device)})
+    found = measured(base, read_metrics(folder.metrics), progress.elapsed_s, progress.micro_batch_tokens)
+    write_json(folder.plan, session.plan.as_json() | found)
     card = model_card(
         {
             "name": folder.path.resolve().name,

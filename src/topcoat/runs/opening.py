@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from topcoat.recipe.schema import Recipe
 from topcoat.runs.engine import Engine, choose_engine
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.receipt import require_same_recipe
+from topcoat.runs.timing import predicted_seconds
 from topcoat.training.memory import memory_bytes
 from topcoat.training.objectives.hidden import needed_rows, spans
 from topcoat.training.objectives.table import OBJECTIVES
@@ -89,6 +90,12 @@ class RunPlan:
     micro_batch_tokens: int
     evaluate_every: int
     engine: Engine
+    seconds: dict[str, Any] = field(default_factory=dict)
+    """Predicted time of a step and of all (`timing.py`)."""
+
+    def as_json(self) -> dict[str, Any]:
+        """plan.json before anything is measured."""
+        return self.bill.as_json() | self.seconds
 
     def table(self, recipe: Recipe, base: Base, adapters: Adapters, data: Dataset) -> Table:
         """The decisions and the bill, for people."""
@@ -210,6 +217,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
         micro_batch_tokens=budget,
         evaluate_every=recipe.evaluate.every or max(1, round(steps.total / EVALUATIONS)),
         engine=engine,
+        seconds=predicted_seconds(recipe, base, adapters, data, counts, engine, steps.total),
     )
 
 

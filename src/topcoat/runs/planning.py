@@ -5,7 +5,7 @@ only the first plan on a CPU imports it, to measure what the CPU reaches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from topcoat.data.labels import LABELLED, read_labels
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
 from topcoat.evaluation.settings import AT_ONCE
-from topcoat.planning.calibration import cpu_device
+from topcoat.planning.calibration import cpu_device, cpu_key
 from topcoat.planning.data_size import DataSize, data_size
 from topcoat.planning.devices import Device, device_in, find_device, parse_bytes
 from topcoat.planning.estimate import Estimate, estimate
@@ -22,12 +22,14 @@ from topcoat.planning.machine import Machine, machine
 from topcoat.planning.model_files import find_architecture
 from topcoat.planning.possible import require_possible
 from topcoat.planning.request import Request
+from topcoat.planning.residuals import keep_residual, read_residuals, residual_bytes, says
 from topcoat.planning.search import Candidate, Found, search
 from topcoat.planning.speed import Price, parse_price
 from topcoat.recipe.load import load_recipe_with_notes, recipe_from_dict_with_notes
 from topcoat.recipe.rules import learned_since
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.guiding import facts_of_plan
+from topcoat.runs.probing import Probe, probe_in_child
 from topcoat.runs.room import room_for_text
 
 ASSUMED_LENGTH = 1024
@@ -44,6 +46,8 @@ class Plan:
     notes: tuple[str, ...]
     """What was assumed."""
     price: Price | None = None
+    probe: Probe | None = None
+    """What was measured for it."""
 
     @property
     def cost(self) -> tuple[float, float] | None:
@@ -72,6 +76,7 @@ class Plan:
             "smallest": _candidate_json(self.found.smallest),
             "larger_device": self.found.larger_device.name if self.found.larger_device else None,
             "proved": not request.architecture.assumed,
+            "measured": asdict(self.probe) if self.probe else None,
             "notes": list(self.notes),
         }
 
@@ -83,13 +88,31 @@ def plan(
     device: str = "auto",
     budget: str | None = None,
     price: str | None = None,
+    measure: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """The plan of the recipe file `subject`, or of the defaults on the model that it names.
 
-    Raises TopcoatError for a recipe, model, device, budget or price that cannot be used.
+    `measure` begins the run in a child process for two micro-steps on its longest rows, and corrects the plan by them.
+    Raises TopcoatError for a recipe, model, device, budget or price that cannot be used; Refused where a probe ran out
+    of memory.
     """
-    recipe, notes = read_subject(subject, overrides)
+    return plan_recipe(
+        *read_subject(subject, overrides), device=device, budget=budget, price=price, measure=measure, say=say
+    )
+
+
+def plan_recipe(
+    recipe: Recipe,
+    notes: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    budget: str | None = None,
+    price: str | None = None,
+    measure: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """The plan of `recipe`; see `plan`."""
     asked = parse_price(price) if price else None
     limit = parse_bytes(budget) if budget else None
     architecture = find_architecture(recipe.model.path)
@@ -101,9 +124,19 @@ def plan(
             "the power that this CPU draws is not known", "--price", "give a price an hour, such as 0.05EUR/h"
         )
     size = data_size([name for name, _ in recipe.data.train_files])
-    notes += _data_notes(recipe.data, size)
+    if measure and (named is not None or size is None):
+        raise TopcoatError(
+            "a device that is not this machine cannot be measured" if named else "there are no rows to measure with",
+            "--measure",
+            "leave --device out" if named else "give a recipe whose data.train is a .jsonl file that is here",
+        )
     used = named or _here(_gpu_for(recipe, device), facts, say)
     free = facts.available_bytes if used.kind == "cpu" else None
+    key = cpu_key(facts) if used.kind == "cpu" else used.name
+    probe = probe_in_child(_on(recipe, device), say) if measure else None
+    if probe is not None and not keep_residual(probe.residual(architecture.name), key, cache_folder()):
+        say(f"the cache folder {cache_folder()} cannot be written: later plans will not know of this")
+    residuals = [] if named else read_residuals(key, cache_folder())
     request = Request(
         architecture=architecture,
         adapter=recipe.adapter,
@@ -116,14 +149,29 @@ def plan(
         rows=None if size is None else round(size.rows * _trained_share(recipe.data)),
         mean_tokens=None if size is None else size.mean_tokens,
         longest_tokens=None if size is None else size.longest_tokens,
+        labelled=None if size is None or recipe.data.loss_on == "all" else size.labelled,
         answer_tokens=recipe.evaluate.max_new_tokens,
         answered=0 if size is None else _answered(recipe),
         attention_by_hand=recipe.model.attention in ("auto", "topcoat"),
         outputs=_outputs(recipe),
+        residual_bytes=residual_bytes(residuals),
+        residual_note=says(residuals) if residuals else "",
     )
+    request = request if probe is None else probe.correct(request)
     made = estimate(request)
     guides = map(str, learned_since(recipe, facts_of_plan(made)))
-    return Plan(made, search(request), (*notes, *guides, *_notes(request)), asked)
+    data = _data_notes(recipe.data, size) if probe is None else [probe.says]
+    if probe is None and residuals:
+        shares = ", ".join(f"{row.share:+.1%}" for row in residuals)
+        data.append(f"corrected by the {says(residuals)} (topcoat plan --measure); they differed by {shares}")
+    return Plan(made, search(request), (*notes, *data, *guides, *_notes(request)), asked, probe)
+
+
+def _on(recipe: Recipe, device: str) -> Recipe:
+    """The recipe on the CPU, where the command line asks for it."""
+    if device != "cpu":
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": "cpu"})})
 
 
 def read_subject(subject: str, overrides: Sequence[str]) -> tuple[Recipe, list[str]]:

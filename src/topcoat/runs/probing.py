@@ -11,10 +11,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from topcoat.errors import Problem, Refused, TopcoatError
+from topcoat.planning.request import Request
+from topcoat.planning.residuals import Residual
 from topcoat.recipe.schema import Recipe
+from topcoat.units import show_bytes
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,38 @@ class Probe:
     steps: int
     device: str
 
+    @property
+    def says(self) -> str:
+        """What was found, in a line for the plan."""
+        share = self.measured_bytes / self.predicted_bytes - 1
+        return (
+            f"measured: {show_bytes(self.measured_bytes)} at the peak of two micro-steps of "
+            f"{self.micro_step_tokens:,} tokens, {share:+.1%} of what was predicted for them; "
+            f"{self.micro_step_seconds:.3g} s a micro-step. Kept for later plans on this device"
+        )
+
+    def residual(self, model: str) -> Residual:
+        """What later plans are corrected by."""
+        return Residual(
+            model=model,
+            predicted_bytes=self.predicted_bytes,
+            measured_bytes=self.measured_bytes,
+            micro_step_seconds=self.micro_step_seconds,
+            micro_step_tokens=self.micro_step_tokens,
+        )
+
+    def correct(self, request: Request) -> Request:
+        """`request` with the rows as they are, and with what was measured beside what is counted."""
+        return replace(
+            request,
+            rows=self.rows,
+            mean_tokens=self.mean_tokens,
+            longest_tokens=self.longest_tokens,
+            labelled=self.labelled,
+            residual_bytes=self.measured_bytes - self.predicted_bytes,
+            residual_note="two micro-steps just now",
+        )
+
 
 def probe_in_child(recipe: Recipe, say: Callable[[str], None]) -> Probe:
     """Begin `recipe` in a child process and learn what its largest micro batch takes.
@@ -47,8 +82,7 @@ def probe_in_child(recipe: Recipe, say: Callable[[str], None]) -> Probe:
     done = subprocess.run(
         [sys.executable, "-m", "topcoat.runs.probing_child"],
         input=json.dumps(recipe.model_dump(mode="json")),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode == -signal.SIGKILL:

@@ -39,7 +39,7 @@ def measure(session: Session) -> None:
         began = time.perf_counter()
         probe(training)
         seconds = time.perf_counter() - began
-    lengths = session.data.train.lengths
+    lengths = session.data.train.lengths  # of tokens, all rows
     device = session.base.device
     on_gpu = device.type == "cuda"
     raise Measured(

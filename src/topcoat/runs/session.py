@@ -201,7 +201,7 @@ def prepare(
     if not resumed:
         write_file(folder.recipe, dump_recipe(recipe))
         write_json(folder.receipt, now)
-        write_json(folder.plan, plan.bill.as_json())
+        write_json(folder.plan, plan.as_json())
         held_out = (data.validation or data.train)[:PROBES]
         write_json(folder.probe, {"prompts": [example.input_ids[:PROBE_TOKENS] for example in held_out]})
     if plan.engine.checkpointing:
