@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, MambaConfig, PreTrainedModel
 
+from topcoat.adapters.as_lora import as_lora
 from topcoat.adapters.attach import Adapters, attach
 from topcoat.adapters.prefix_tuning import Prefix
 from topcoat.adapters.prompt_methods import PROMPTS
@@ -28,6 +30,7 @@ from topcoat.data.batches import Batch, packed, padded
 from topcoat.data.render import Example
 from topcoat.data.rows import Row
 from topcoat.errors import TopcoatError
+from topcoat.exporting.plain_lora import require_factors
 from topcoat.model.attention import register
 from topcoat.model.generate import generate
 from topcoat.model.tiny import tiny_model, tiny_tokenizer
@@ -372,6 +375,10 @@ def test_what_needs_a_change_of_weights_is_refused(load):
         "  where: adapter.method\n"
         "  fix:   use the adapter folder as it is: topcoat chat and PEFT read it; or train with method: lora"
     )
+    gguf = partial(require_factors, target="gguf-lora")
+    for made, refused in (("LoRA", as_lora), ("LoRA for gguf-lora", gguf)):
+        with pytest.raises(TopcoatError, match=f"changes no weight, so there is no {made}"):
+            refused(adapters)
     attach(tiny_model("llama"), LoraConfig()).require_weights("GGUF adapter")
 
 

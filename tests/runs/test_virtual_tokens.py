@@ -11,6 +11,7 @@ from topcoat.adapters.prompt_methods import PROMPTS
 from topcoat.errors import TopcoatError
 from topcoat.recipe.load import recipe_from_dict
 from topcoat.runs.conversation import open_chat
+from topcoat.runs.exporting import export_run
 from topcoat.runs.merging import merge_run
 from topcoat.runs.opening import RunSteps
 from topcoat.runs.planning import plan
@@ -68,6 +69,13 @@ def test_a_finished_run_says_what_it_was_and_can_be_talked_to(finished):
         merge_run(done.folder)
     assert "p_tuning_v2 adds virtual tokens before the text and changes no weight" in str(caught.value)
     assert "topcoat chat and PEFT read it" in str(caught.value)
+    for to, made in (("gguf", "GGUF model"), ("gguf-lora", "GGUF adapter")):
+        with pytest.raises(TopcoatError, match=f"changes no weight, so there is no {made}"):
+            export_run(done.folder, to)
+    folder, export = export_run(done.folder, "peft")
+    assert export.rank is None
+    name = "adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (done.adapter / name).read_bytes()
     chat = open_chat(str(done.folder), lambda text: None)
     chat.start(None)
     with_them = chat.answer("What is coat?", lambda piece: None, max_new_tokens=12)

@@ -26,6 +26,7 @@ def as_lora(adapters: Adapters, *, pad: bool = False) -> Adapters:
     gets one of zeros. Raises TopcoatError for a method that is no LoRA.
     """
     config = adapters.config
+    adapters.require_weights("LoRA")
     if all(type(layer) is Lora for layer in adapters.layers.values()) and adapters.layers:
         return adapters
     assert isinstance(config, TargetedConfig)

@@ -28,6 +28,7 @@ def merged_tensors(base: Base, adapters: Adapters, dtype: torch.dtype) -> Iterat
         for name, parameter in adapters.parameters().items():
             yield name, parameter.detach().to(dtype).cpu()
         return
+    adapters.require_weights("merged model")
     trained = {f"{path}.{name}": p for path, m in adapters.copies.items() for name, p in m.copy.named_parameters()}
     rows = {f"{path}.weight": module for path, module in (adapters.rows | adapters.tied).items()}
     frozen = {path: m.base for path, m in adapters.layers.items()}

@@ -32,6 +32,7 @@ def factors_of(layer: Adapter) -> Factors | None:
 
 def require_factors(adapters: Adapters, target: str) -> dict[str, Factors]:
     """Path -> factors, for all adapted linears. Raises TopcoatError for a method that is no LoRA."""
+    adapters.require_weights(f"LoRA for {target}")
     found: dict[str, Factors] = {}
     for path, layer in adapters.layers.items():
         pair = factors_of(layer)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from topcoat.adapters.attach import Adapters, attach
+from topcoat.adapters.attach import Adapters, attach, no_weights
 from topcoat.adapters.files import load_adapter
-from topcoat.adapters.settings import FullConfig
+from topcoat.adapters.settings import FullConfig, PromptConfig
 from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting.choices import type_of
 from topcoat.exporting.gguf_adapter import AdapterExport, export_gguf_lora
@@ -47,6 +47,8 @@ def export_run(
             where=f"--to {to}",
             fix=f"write --to gguf, or use {folder.model} as it is",
         )
+    if isinstance(recipe.adapter, PromptConfig) and to != "peft":  # before a base is loaded for nothing
+        raise no_weights(recipe.adapter.method, {"gguf": "GGUF model", "gguf-lora": "GGUF adapter"}[to])
     target = output or folder.path / to
     if target.exists():
         raise TopcoatError(f"{target} exists already", where="--output", fix="name another folder, or delete this one")
