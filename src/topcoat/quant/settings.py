@@ -120,7 +120,7 @@ class GptqConfig(QuantConfig):
     """Integers whose zero point is one too, as GPTQ and AWQ checkpoints hold them: what other programs read."""
 
     format: Literal["gptq"] = "gptq"
-    """Reads back as (code - zero) * scale; 4.16 bits a weight at 4 bits in groups of 128."""
+    """Reads back as (code - zero) * scale; 4.19 bits a weight at 4 bits in groups of 128."""
     bits: Literal[2, 3, 4, 8] = 4
     """Of one code."""
     group_size: Literal[-1, 16, 32, 64, 128, 256, 512, 1024] = 128
