@@ -27,6 +27,7 @@ VARIANTS = {
     "fp16": {"adapter": {"lora_dropout": 0.1}, "model": {"compute_dtype": "fp16"}},
     "modules_to_save": {"adapter": {"lora_dropout": 0.1, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}},
     "full": {"adapter": {"method": "full", "r": None}},
+    "NEFTune and label smoothing": {"train": {"neftune_noise_alpha": 5, "label_smoothing": 0.1}},
     "DoRA": {"adapter": {"method": "dora", "lora_dropout": 0.1}},
     "VeRA": {"adapter": {"method": "vera"}},
     "AdaLoRA": {"adapter": ADALORA},

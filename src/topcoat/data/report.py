@@ -56,6 +56,13 @@ class DataReport:
     """What happened (a key of EVENTS) -> the places of the rows, such as "train.jsonl line 17"."""
     notes: list[str] = field(default_factory=list)
 
+    def note_windows(self, documents: int) -> None:
+        """Say how plain texts became windows."""
+        if self.events["windows"]:
+            examples = self.train_examples + self.validation_examples
+            cut = f"documents: {documents:,}, in {examples:,} windows of at most {self.max_length:,} tokens"
+            self.notes.append(f"{cut}; each begins with the last token of the one before, so no token goes untrained")
+
     @property
     def share_trained(self) -> float:
         """Target tokens / tokens, of the training examples."""

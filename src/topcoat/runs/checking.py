@@ -113,7 +113,11 @@ def checked_as(recipe: Recipe) -> DataSettings:
         firsts = [next(iter_rows(file)).values.get(columns["completion"]) for file, _ in data.train_files]
         if all(isinstance(first, str) for first in firsts):
             return data.model_copy(update={"columns": columns, "format": "prompt_completion"})
-    return data if objective == "sft" else data.model_copy(update={"format": "text"})
+    if objective == "sft":
+        return data
+    # a file may be one document of a million tokens: its rows are few, its windows are not
+    checks = data.checks.model_copy(update={"too_few_rows": "off"}) if objective == "completion" else data.checks
+    return data.model_copy(update={"format": "text", "checks": checks})
 
 
 def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, listener: Listener) -> None:
