@@ -19,7 +19,7 @@ def command(
         list[str] | None, typer.Argument(metavar="[key=value]...", help="such as train.batch_size=8")
     ] = None,
     over: Annotated[
-        str, typer.Option(help="settings by commas, each with a range if wanted: learning_rate=1e-5..1e-3,r=8|16")
+        str, typer.Option(help="settings by commas, each with a range if wanted: learning_rate=1e-5..1e-3,r=8/16")
     ] = "learning_rate",
     budget: Annotated[str, typer.Option(help="time for the search, all calls together: 90s, 30m, 2h")] = "30m",
     output: Annotated[Path | None, typer.Option(help="folder of the search; the recipe's output with -tune")] = None,

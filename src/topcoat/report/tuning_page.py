@@ -26,9 +26,6 @@ BEST_SHOWN = 12
 HIGHEST = 1.25
 """Losses above this many times the median of the last rung are drawn at the edge: one that diverged hides the rest."""
 
-FEW = 8
-"""Numbers that are all written below the axis."""
-
 Json = dict[str, Any]
 
 
@@ -56,7 +53,10 @@ def tuning_page(facts: Mapping[str, Any]) -> str:
         test=Markup(range_drawing(test)) if test and len(test["points"]) > 2 else None,
         tested=(f"{test['low']:g}", f"{test['high']:g}") if test else None,
         rungs=Markup(rung_drawing(trials, best["trial"])),
-        settings=[(name, Markup(setting_drawing(name, trials, best, name in facts["log"]))) for name in facts["space"]],
+        settings=[
+            (name, Markup(setting_drawing(name, span, trials, best, name in facts["log"])))
+            for name, span in facts["space"].items()
+        ],
         names=list(facts["space"]),
         ranked=[_row(trial, list(facts["space"]), trial["trial"] == best["trial"]) for trial in ranked],
     )
@@ -105,12 +105,12 @@ def rung_drawing(trials: Sequence[Json], best: int) -> str:
     return _svg(draw, "trials by rung", (8, 3.2))
 
 
-def setting_drawing(name: str, trials: Sequence[Json], best: Json, log: bool) -> str:
-    """Each trial's value of one setting against its loss; filled where it came to its end; SVG text."""
+def setting_drawing(name: str, span: str, trials: Sequence[Json], best: Json, log: bool) -> str:
+    """Each trial's value of one setting, searched over `span`, against its loss; SVG text."""
     top = _edge(trials)
     values = [trial["values"][name] for trial in trials]
     words = any(isinstance(value, str | bool) for value in values)
-    few = sorted({float(value) for value in values}) if not words and len(set(values)) <= FEW else []
+    few = sorted({float(value) for value in values}) if not words and ".." not in span else []
     order = sorted({_show(value) for value in values}) if words else []
 
     def place(value: Any) -> float:

@@ -21,7 +21,7 @@ MEASURING = 0.2
 """Share of a trial's time for measuring it."""
 FEWEST_STEPS = 9
 """So that the rungs of a trial lie apart."""
-HELD_SHARE, MOST_HELD, FEWEST_HELD = 0.1, 200, 4
+HELD_SHARE, MOST_HELD, FEWEST_HELD = 0.2, 200, 24
 SALT = 7919
 """Added to the seed, so that other rows are held out than a validation share of the recipe would take."""
 

@@ -2,7 +2,7 @@
 
     learning_rate                the table's range
     learning_rate=1e-5..1e-3     another one; on a logarithmic scale where the table's is
-    r=8|16|32                    these values and no others
+    r=8/16/32                    these values and no others
 
 Every value is tried on the recipe before anything is loaded, so a range that leaves what a setting takes is refused
 with the setting's own words.
@@ -74,7 +74,13 @@ class Choices:
         return list(self.among)
 
     def __str__(self) -> str:
-        return "|".join(str(value).lower() if isinstance(value, bool) else str(value) for value in self.among)
+        return "/".join(_show(value) for value in self.among)
+
+
+def _show(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 Span = Range | Choices
@@ -109,7 +115,7 @@ Space = dict[str, Span]
 
 
 def parse_space(over: str, recipe: Recipe) -> Space:
-    """ "learning_rate,r=8|16" -> what is searched. Raises TopcoatError with everything that is wrong with it."""
+    """ "learning_rate,r=8/16" -> what is searched. Raises TopcoatError with everything that is wrong with it."""
     space: Space = {}
     problems: list[Problem] = []
     for part in filter(None, (part.strip() for part in over.split(","))):
@@ -139,7 +145,7 @@ def _name(key: str, recipe: Recipe) -> str:
         near = closest(plain, [*SPACE, *SHORT])
         fix = f"did you mean {' or '.join(near)}? " if near else ""
         if _number(key) is not None:
-            fix = "values of one setting are written with |, such as r=8|16. "
+            fix = "values of one setting are written with /, such as r=8/16. "
         raise TopcoatError(f"{key!r} is nothing to search over", "--over", f"{fix}Known are {', '.join(SPACE)}")
     section = SPACE[name][0]
     if section == "adapter" and name not in type(recipe.adapter).model_fields:
@@ -155,10 +161,11 @@ def _span(name: str, text: str, recipe: Recipe) -> Span:
     if not text:
         if name == "learning_rate" and isinstance(usual, Range):
             factor = RATES.get(recipe.adapter.method, 1.0)
-            return replace(usual, low=usual.low * factor, high=min(LARGEST_RATE, usual.high * factor))
+            low, high = (float(f"{end * factor:.3g}") for end in (usual.low, usual.high))
+            return replace(usual, low=low, high=min(LARGEST_RATE, high))
         return usual
     if ".." not in text:
-        return Choices(tuple(dict.fromkeys(_value(part.strip(), usual) for part in text.split("|"))))
+        return Choices(tuple(dict.fromkeys(_value(part.strip(), usual) for part in text.replace("|", "/").split("/"))))
     ends = [_number(part) for part in text.split("..")]
     example = f"{name}={usual}" if isinstance(usual, Range) else f"{name}={usual.among[0]}..{usual.among[-1]}"
     if len(ends) != 2 or None in ends or isinstance(usual.values()[0], str | bool):
@@ -267,9 +274,7 @@ def _inside(value: Any, span: Range) -> bool:
 
 def show_values(values: Mapping[str, Value]) -> str:
     """ "learning_rate 0.0004, r 16"."""
-    return ", ".join(
-        f"{name} {value:g}" if type(value) is float else f"{name} {value}" for name, value in values.items()
-    )
+    return ", ".join(f"{name} {_show(value)}" for name, value in values.items())
 
 
 def winner_text(recipe: Recipe, values: Mapping[str, Value], said: str) -> str:
