@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.attention_shape import Shape
-from topcoat.kernels.dispatch import place
+from topcoat.kernels.dispatch import is_bf16_rows, place
 from topcoat.kernels.documents import Documents
 from topcoat.kernels.native.library import Library, native_library
 from topcoat.kernels.scratch import scratch
@@ -48,7 +48,7 @@ def native_takes(q: Tensor, k: Tensor, v: Tensor, out: Tensor, layout: Documents
     (T, H, K), G = q.shape, k.shape[1]
     return (
         _library() is not None
-        and all(map(_fits, (q, k, v, out)))
+        and all(map(is_bf16_rows, (q, k, v, out)))
         and out.shape == q.shape
         and k.shape == v.shape == (T, G, K)
         and (layout.tokens == T and K <= WIDEST and H % G == 0)
@@ -86,10 +86,10 @@ def native_backward(
     library = _library()
     assert library is not None
     for like, gradient in ((q, dq), (k, dk), (v, dv)):
-        if not _fits(gradient) or gradient.shape != like.shape:
+        if not is_bf16_rows(gradient) or gradient.shape != like.shape:
             raise ValueError(f"a gradient must be bfloat16 of {tuple(like.shape)} with a contiguous last dimension")
         layout.clear_gaps(gradient)
-    if not _fits(dout):  # the gradient of a sum, say, has strides of 0
+    if not is_bf16_rows(dout):  # the gradient of a sum, say, has strides of 0
         dout = dout.to(torch.bfloat16).contiguous()
     call = _call(layout, shape, saved[0], q=q, k=k, v=v, out=out, dout=dout, dq=dq, dk=dk, dv=dv)
     with scratch((library.attention_backward_bytes(ctypes.byref(call)),), torch.uint8, q.device) as room:
@@ -100,10 +100,6 @@ def native_backward(
 def _library() -> Library | None:
     library = native_library()
     return library if library is not None and library.isa.startswith("avx512") else None
-
-
-def _fits(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype == torch.bfloat16 and x.stride(-1) == 1
 
 
 def _call(layout: Documents, shape: Shape, lse: Tensor, **tensors: Tensor) -> _Attention:

@@ -27,7 +27,8 @@ from torch import Tensor
 from topcoat.kernels.arena import Arena
 from topcoat.kernels.attention import Shape, attention_backward, attention_forward
 from topcoat.kernels.documents import Documents
-from topcoat.kernels.gated import Activation, gated, gated_backward_
+from topcoat.kernels.gated import Activation
+from topcoat.kernels.product import Gating
 from topcoat.kernels.projection import Projection
 from topcoat.kernels.recompute import KEPT, Policy
 from topcoat.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_backward
@@ -109,11 +110,21 @@ class Pass:
         own = self.training and (name in KEPT[self.policy] or name.startswith("h."))
         return self.arena.take(f"{self.index}.{name}" if own else name, shape, dtype)
 
-    def project(self, name: str, x: Tensor, out: Tensor, *, again: bool = False) -> Tensor:
-        """out = the projection `name` of x; `again` reads the h that the forward kept."""
+    def project(
+        self,
+        name: str,
+        x: Tensor,
+        out: Tensor,
+        *,
+        again: bool = False,
+        add: Tensor | None = None,
+        gating: Gating | None = None,
+    ) -> Tensor:
+        """out = the projection `name` of x, plus `add`, then `gating`; `again` reads the h that the forward kept."""
         projection: Projection = getattr(self.block, name)
         h = self.buffer(f"h.{name}", (len(x), projection.rank), x.dtype) if projection.rank else None
-        return projection.forward(x, out, h, adapted=self.batch.adapted, have_h=again, seed=self.seed(name))
+        seed, adapted = self.seed(name), self.batch.adapted
+        return projection.forward(x, out, h, adapted=adapted, have_h=again, seed=seed, add=add, gating=gating)
 
     def seed(self, name: str) -> int | None:
         """The seed of a projection's dropout masks."""
@@ -126,18 +137,18 @@ class Pass:
 def block_forward(run: Pass, x: Tensor, out: Tensor) -> Tensor:
     """x (T, D) -> out (N, D), N the rows computed; x must stay as it is until the backward."""
     x2, n2, _ = _attention_half(run, x, again=False)
-    gate_up = run.project("gate_up", n2, run.buffer("gate_up", (len(n2), run.block.gate_up.out_features), x.dtype))
-    F = run.block.down.in_features
-    h = gated(gate_up, run.block.activation, out=run.buffer("dh", (len(n2), F), x.dtype))  # (N, F)
+    gate_up = run.buffer("gate_up", (len(n2), run.block.gate_up.out_features), x.dtype)
+    h = run.buffer("dh", (len(n2), run.block.down.in_features), x.dtype)  # (N, F)
+    run.project("gate_up", n2, gate_up, gating=Gating(run.block.activation, h))
     post2 = run.block.post2
     if post2 is None:
-        run.project("down", h, out)
+        run.project("down", h, out, add=x2)
     else:
         z = run.project("down", h, run.buffer("projected", tuple(out.shape), x.dtype))
-        rms_norm(z, post2.weight, post2.eps, out=out)
+        rms_norm(z, post2.weight, post2.eps, out=out)[0].add_(x2)
     if "lse" not in KEPT[run.policy] or not run.training:
         run.objects.clear()
-    return out.add_(x2)
+    return out
 
 
 def block_backward(run: Pass, x: Tensor, dy: Tensor, need_dx: bool) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -223,8 +234,8 @@ def _mlp_backward(run: Pass, x: Tensor, dy: Tensor, need_dx2: bool) -> tuple[Ten
     dz = _through_post_norm(run, block.post2, "projected", dy)
     h = run.arena.take("dh", (N, block.down.in_features), dtype)  # (N, F): first dh, then h
     need_inside = need_dx2 or bool(block.gate_up.rank)
-    u = block.down.input_grad(dz, h if need_inside or block.down.rank else None, run.arena, run.seed("down"))
-    gated_backward_(h, gate_up, block.activation)
+    gating = Gating(block.activation, gate_up, backward=True)
+    u = block.down.input_grad(dz, h if need_inside or block.down.rank else None, run.arena, run.seed("down"), gating)
     down = block.down.weight_grads(dz, u, h, _kept_h(run, "down", N, dtype), run.seed("down"))
     if not need_inside:
         return None, [*_zeros(block.gate_up), *down]

@@ -33,6 +33,11 @@ def _takes(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in NATIVE_DTYPES and x.stride(-1) == 1 and not _is_followed(x)
 
 
+def is_bf16_rows(x: Tensor) -> bool:
+    """Is x a bfloat16 CPU tensor whose rows have no gaps: what the compiled code on tiles reads and writes?"""
+    return x.is_cpu and x.dtype == torch.bfloat16 and x.stride(-1) == 1 and not _is_followed(x)
+
+
 def place(x: Tensor) -> tuple[int, int, int]:
     """Address of x (T, D) or (T, H, K), its stride over T and its stride over H (0 without heads), in elements."""
     return x.data_ptr(), x.stride(0), x.stride(1) if x.dim() == 3 else 0

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.arena import Arena
-from topcoat.kernels.long_product import long_product
+from topcoat.kernels.product import Gating, outer_sum, product
 
 
 class Weight(Protocol):
@@ -101,33 +101,52 @@ class Projection:
             B[rows, ranks] = adapter.lora_B.to(dtype) * adapter.scale
 
     def forward(
-        self, x: Tensor, out: Tensor, h: Tensor | None, *, adapted: bool, have_h: bool, seed: int | None
+        self,
+        x: Tensor,
+        out: Tensor,
+        h: Tensor | None,
+        *,
+        adapted: bool,
+        have_h: bool,
+        seed: int | None,
+        add: Tensor | None = None,
+        gating: Gating | None = None,
     ) -> Tensor:
-        """x (T, I) -> out (T, O). Fills h (T, R), or reads it where `have_h` says that an earlier forward filled it."""
-        with self.weight.lend(x.dtype) as W:
-            if self.bias is None:
-                torch.mm(x, W.T, out=out)
-            else:
-                torch.addmm(self.bias, x, W.T, out=out)
+        """x (T, I) -> out (T, O), `add` (T, O) added, then `gating`.
+
+        Fills h (T, R), or reads it where `have_h` says that an earlier forward filled it.
+        """
+        low_rank = None
         if adapted and self.adapters:
             assert h is not None
             A, B = self._stacked()
             if not have_h:
                 self._inner(x, A, h, seed)
-            out.addmm_(h, B.T)
-        return out
+            low_rank = h, B
+        if add is not None and self.bias is not None:
+            add = add + self.bias
+        with self.weight.lend(x.dtype) as W:
+            return product(x, W, out, low_rank, self.bias if add is None else add, gating, transposed=True)
 
-    def input_grad(self, g: Tensor, out: Tensor | None, arena: Arena, seed: int | None) -> Tensor | None:
-        """g (T, O) -> dx (T, I) into `out` (None: nobody asks for it); returns u (T, R), None without adapters."""
+    def input_grad(
+        self, g: Tensor, out: Tensor | None, arena: Arena, seed: int | None, gating: Gating | None = None
+    ) -> Tensor | None:
+        """g (T, O) -> dx (T, I) into `out` (None: nobody asks for it), then `gating`.
+
+        Returns u (T, R), None without adapters.
+        """
         u = None
         if self.adapters:
             A, B = self._stacked()
             u = torch.mm(g, B, out=arena.take("u", (len(g), self.rank), g.dtype))  # (T, R)
         if out is not None:
+            apart = u is not None and self._drops(seed)
             with self.weight.lend(g.dtype) as W:
-                long_product(g, W, out=out)
-            if u is not None:
+                product(g, W, out, None if u is None or apart else (u, A), gating=None if apart else gating)
+            if apart:
                 self._outer(u, A, out, arena, seed)
+                if gating is not None:
+                    gating.apply(out)
         return u
 
     def weight_grads(
@@ -137,8 +156,10 @@ class Projection:
         if u is None or h is None:
             return []
         # one product for the whole stack where all of it trains; this way round the wide side is contiguous
-        dA = torch.mm(u.T, x) if not self._drops(seed) and all(a.lora_A.requires_grad for a in self.adapters) else None
-        dB = torch.mm(h.T, g) if all(a.lora_B.requires_grad for a in self.adapters) else None  # (R, O)
+        dA = None
+        if not self._drops(seed) and all(a.lora_A.requires_grad for a in self.adapters):
+            dA = outer_sum(u, x)  # (R, I)
+        dB = outer_sum(h, g) if all(a.lora_B.requires_grad for a in self.adapters) else None  # (R, O)
         grads: list[Tensor | None] = []
         for at, (adapter, ranks, rows) in enumerate(self._places()):
             own_A = own_B = None
@@ -161,9 +182,6 @@ class Projection:
 
     def _outer(self, u: Tensor, A: Tensor, out: Tensor, arena: Arena, seed: int | None) -> None:
         """out += u A, through each adapter's own mask."""
-        if not self._drops(seed):
-            out.addmm_(u, A)
-            return
         for at, (adapter, ranks, _) in enumerate(self._places()):
             out += _dropped(u[:, ranks] @ A[ranks], adapter.dropout, seed, at)
 

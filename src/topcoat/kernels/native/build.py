@@ -34,7 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "portable": (),
     "avx2": _AVX2,
     "avx512": _AVX512,
-    "avx512_amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    "avx512_amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mprfchw"),
 }
 """Instruction sets in rising order, cpu.c's numbers, and the flags that let the compiler use them."""
 
@@ -51,6 +51,8 @@ UNITS: dict[str, tuple[str, ...]] = {
     "nf4.c": _EVERY,
     "attention_forward.c": _TILES,
     "attention_backward.c": _TILES,
+    "product.c": ("avx512_amx",),
+    "outer.c": ("avx512_amx",),
 }
 """Which variants each source is compiled for. Other chips than x86-64 build the portable one only."""
 

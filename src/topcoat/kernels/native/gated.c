@@ -1,26 +1,6 @@
 /* act(gate) * up, forward and backward in place; gated.py has the formulas. */
+#include "gated.h"
 #include "parallel.h"
-#include "simd.h"
-
-enum activation { SILU, GELU, GELU_TANH }; /* gated.py: ACTIVATIONS */
-
-/* act(x), and its derivative into *slope. */
-INLINE vf activate(vf x, vf *slope, const int activation) {
-    if (activation == GELU) {
-        vf cdf = normal_cdf(x);
-        *slope = cdf + x * exp_of(-0.5f * x * x) * 0.39894228040143268f;
-        return x * cdf;
-    }
-    vf inner = x, growth = splat(1.0f);
-    if (activation == GELU_TANH) {
-        const float twice = 1.5957691216057308f; /* 2 sqrt(2 / pi): (1 + tanh u) / 2 = sigmoid(2 u) */
-        inner = twice * (x + 0.044715f * x * x * x);
-        growth = twice * (1.0f + 0.134145f * x * x);
-    }
-    vf s = sigmoid_of(inner);
-    *slope = s * (1.0f + x * (1.0f - s) * growth);
-    return x * s;
-}
 
 struct gated {
     char *gate_up, *h;
@@ -34,7 +14,7 @@ INLINE void forward_rows(int64_t begin, int64_t end, const struct gated *a, cons
         void *h = (void *)at(a->h, t * a->h_t, bf16);
         vf slope;
         for (int64_t i = 0; i < a->n; i += W)
-            store(h, i, a->n, activate(load(gate, i, a->n, bf16), &slope, activation) * load(up, i, a->n, bf16), bf16);
+            store(h, i, a->n, activate(load(gate, i, a->n, bf16), &slope, activation, bf16) * load(up, i, a->n, bf16), bf16);
     }
 }
 
@@ -43,7 +23,7 @@ INLINE void backward_rows(int64_t begin, int64_t end, const struct gated *a, con
         void *gate = (void *)at(a->gate_up, t * a->gate_up_t, bf16), *up = (void *)at(gate, a->n, bf16);
         void *dh = (void *)at(a->h, t * a->h_t, bf16);
         for (int64_t i = 0; i < a->n; i += W) {
-            vf slope, value = activate(load(gate, i, a->n, bf16), &slope, activation);
+            vf slope, value = activate(load(gate, i, a->n, bf16), &slope, activation, bf16);
             vf u = load(up, i, a->n, bf16), d = load(dh, i, a->n, bf16);
             store(gate, i, a->n, d * u * slope, bf16);
             store(up, i, a->n, d * value, bf16);

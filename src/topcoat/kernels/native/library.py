@@ -47,6 +47,13 @@ TILE_SIGNATURES = {
     "attention_backward_bytes": "i p",
 }
 """Functions on tiles (tiles.h): for avx512 and avx512_amx, each their own, and bound only there."""
+AMX_SIGNATURES = {
+    "product": "- p",
+    "product_bytes": "i p",
+    "outer": "- p",
+    "outer_bytes": "i p",
+}
+"""Functions that nothing but AMX makes worth having."""
 
 
 class Library:
@@ -65,6 +72,10 @@ class Library:
     attention_backward: Callable[..., None]
     attention_backward_bytes: Callable[..., int]
     dequantize_nf4: Callable[..., None]
+    product: Callable[..., None]
+    product_bytes: Callable[..., int]
+    outer: Callable[..., None]
+    outer_bytes: Callable[..., int]
 
     def __init__(self, loaded: ctypes.CDLL, isa: str) -> None:
         self.isa = isa
@@ -73,6 +84,8 @@ class Library:
         for name, letters in SIGNATURES.items():
             setattr(self, name, _bind(loaded, f"topcoat_{everywhere}_{name}", letters))
         for name, letters in TILE_SIGNATURES.items() if everywhere == "avx512" else ():
+            setattr(self, name, _bind(loaded, f"topcoat_{isa}_{name}", letters))
+        for name, letters in AMX_SIGNATURES.items() if isa == "avx512_amx" else ():
             setattr(self, name, _bind(loaded, f"topcoat_{isa}_{name}", letters))
 
 

@@ -269,16 +269,6 @@ INLINE __mmask16 lanes(int64_t from, int64_t to) {
     return (__mmask16)(low & high);
 }
 
-/* 2^x to 3.4e-6 of its value, far below bf16's rounding: 2^floor(x) times a polynomial, exact at whole numbers. */
-INLINE vf exp2_of(vf x) {
-    vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); /* x - floor(x) */
-    vf p = f * 0.013555746750f + 0.052032369783f;
-    p = p * f + 0.241379762637f;
-    p = p * f + 0.693032120830f;
-    p = p * f + 1.0f;
-    return _mm512_scalef_ps(p, x);
-}
-
 /* The natural logarithm of positive numbers: x = m 2^e with m in 0.75 .. 1.5, log m = 2 atanh((m - 1) / (m + 1)). */
 INLINE vf log_of(vf x) {
     vf m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
