@@ -16,7 +16,7 @@ from topcoat.planning import calibration
 @pytest.fixture(autouse=True)
 def known_cpu(monkeypatch):
     """No test waits for a measurement; `tests/planning/test_calibration.py` has one."""
-    monkeypatch.setattr(calibration, "measure", lambda bf16: calibration.Reached(1e12, 1e11, 1e10))
+    monkeypatch.setattr(calibration, "measure", lambda bf16: calibration.Reached(1e12, 1e11, 1e10, 1e-6))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def counted(monkeypatch):
 
     def measure(bf16: bool) -> Reached:
         calls.append(bf16)
-        return Reached(2e12, 1e11, 1e10)
+        return Reached(2e12, 1e11, 1e10, 1e-6)
 
     monkeypatch.setattr(calibration, "measure", measure)
     return calls
@@ -29,7 +29,7 @@ def test_it_is_measured_once_and_then_read(tmp_path, counted):
     first, second = (cpu_device(facts, tmp_path / "cache", said.append) for _ in range(2))
     assert first == second
     assert len(counted) == 1
-    assert said == ["measuring this CPU once: a product and a copy"]
+    assert said == ["measuring this CPU once: a product, a copy and small calls"]
     assert (first.flops(2), first.flops(4), first.bandwidth, first.kind) == (2e12, 1e11, 1e10, "cpu")
 
 
@@ -55,3 +55,4 @@ def test_the_measurement_is_of_this_machine():
     reached = calibration.measure(bf16=False)
     assert 1e8 < reached.flops_fp32 == reached.flops_16bit < 1e14
     assert 1e8 < reached.bandwidth < 1e13
+    assert 1e-8 < reached.call_seconds < 1e-2

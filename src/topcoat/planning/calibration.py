@@ -1,4 +1,5 @@
-"""What this machine's CPU reaches, measured once and kept in the cache folder: one long product and one long copy.
+"""What this machine's CPU reaches, measured once and kept in the cache folder: one long product, one long copy, and what
+a small operation costs whatever its size.
 
 The product is (2048, 1024) @ (1024, 4096), the shape of a micro batch through an MLP, in bf16 where the chip has it and
 in fp32. Of several tries the best counts: a machine that is busy at the moment would look slower than it is.
@@ -20,8 +21,9 @@ from topcoat.json_files import read_json_object
 from topcoat.planning.devices import Device
 from topcoat.planning.machine import Machine
 
-VERSION = 1
+VERSION = 2
 TRIES = 4
+CALLS = 2000  # small operations, timed together
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ class Reached:
     flops_16bit: float
     flops_fp32: float
     bandwidth: float
+    call_seconds: float
+    """Of one addition to eight numbers, called from Python."""
 
 
 def cpu_device(facts: Machine, cache: Path, say: Callable[[str], None] = lambda text: None) -> Device:
     """This machine as a device: its memory, and what it was measured to reach, now or earlier."""
     reached = _stored(_file(facts, cache))
     if reached is None:
-        say("measuring this CPU once: a product and a copy")
+        say("measuring this CPU once: a product, a copy and small calls")
         reached = measure(bf16="bf16" in " ".join(facts.cpu_features))
         try:
             make_folder(_file(facts, cache).parent)
@@ -58,6 +62,7 @@ def cpu_device(facts: Machine, cache: Path, say: Callable[[str], None] = lambda 
         bf16="bf16" in " ".join(facts.cpu_features),
         workspace_bytes=0,
         kind="cpu",
+        call_seconds=reached.call_seconds,
         measured=True,
     )
 
@@ -71,6 +76,11 @@ def measure(bf16: bool) -> Reached:
         out = torch.empty(2048, 4096, dtype=dtype)
         return 2 * 2048 * 1024 * 4096 / _best(lambda: torch.mm(x, w, out=out))
 
+    def calls() -> None:
+        for _ in range(CALLS):
+            few.add_(1)
+
+    few = torch.ones(8)
     source = torch.ones(2**24)  # 64 MiB: above every cache
     target = torch.empty_like(source)
     fp32 = product(torch.float32)
@@ -78,6 +88,7 @@ def measure(bf16: bool) -> Reached:
         flops_16bit=product(torch.bfloat16) if bf16 else fp32,
         flops_fp32=fp32,
         bandwidth=2 * source.nbytes / _best(lambda: target.copy_(source)),
+        call_seconds=_best(calls) / CALLS,
     )
 
 
@@ -93,7 +104,7 @@ def _best(work: Callable[[], object]) -> float:
 
 def cpu_key(facts: Machine) -> str:
     """Names this machine: another CPU, number of cores or threads, or torch is another machine."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
+    threads = os.environ.get("OMP_NUM_THREADS") or facts.usable_cores  # as a run sets it (`cli/process.py`)
     key = f"{facts.cpu} {facts.usable_cores} {threads} {' '.join(facts.cpu_features)} {facts.versions.get('torch')}"
     return f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
@@ -110,7 +121,7 @@ def _stored(file: Path) -> Reached | None:
         found = read_json_object(file, "")
     except TopcoatError:
         return None
-    numbers = [found.get(name) for name in ("flops_16bit", "flops_fp32", "bandwidth")]
+    numbers = [found.get(name) for name in ("flops_16bit", "flops_fp32", "bandwidth", "call_seconds")]
     if found.get("version") != VERSION or not all(isinstance(n, int | float) and n > 0 for n in numbers):
         return None
     return Reached(*(float(n) for n in numbers if n is not None))

@@ -36,6 +36,8 @@ class Device:
     workspace_bytes: int = 8_519_680
     """cuBLAS's workspace of a handle and stream: 8.125 MiB, 32 MiB on Hopper."""
     kind: str = "cuda"
+    call_seconds: float = 0.0
+    """What one small operation costs beside its arithmetic; 0 where it was not measured."""
     measured: bool = False
     """The figures are this machine's own."""
 

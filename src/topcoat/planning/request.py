@@ -39,6 +39,8 @@ class Request:
     """Prompts that are answered at once; 0 without validation rows."""
     labelled: float | None = None
     """Share of the tokens that are trained, where the rows say."""
+    micro_step: tuple[float, int] | None = None
+    """Seconds and positions of a micro-step that was measured; the roofline's where there is none."""
     residual_bytes: int = 0
     """What probes on this device found plans to miss."""
     residual_note: str = ""

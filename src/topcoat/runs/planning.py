@@ -263,6 +263,7 @@ def _notes(request: Request) -> list[str]:
     notes = [f"unproved: {text}" for text in a.assumed]
     if a.experts:
         notes.append(f"assumed: all {a.experts} experts of a block are stored and adapted as linears of their own")
+        notes.append("warning: topcoat train refuses mixtures of experts; this plan is for comparison only")
     if not device.measured:
         notes.append(f"speed: from the data sheet of {device.says} ({device.source}), not measured")
     if not a.by_hand:

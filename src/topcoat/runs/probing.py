@@ -68,6 +68,7 @@ class Probe:
             mean_tokens=self.mean_tokens,
             longest_tokens=self.longest_tokens,
             labelled=self.labelled,
+            micro_step=(self.micro_step_seconds, self.micro_step_tokens),
             residual_bytes=self.measured_bytes - self.predicted_bytes,
             residual_note="two micro-steps just now",
         )
