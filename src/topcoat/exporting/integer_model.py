@@ -16,7 +16,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.adapters.base import Adapter
 from topcoat.adapters.settings import QaloraConfig
 from topcoat.exporting.integers import merged_integers
-from topcoat.exporting.merged import merged_tensors
+from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.model.load import Base
 from topcoat.model.topcoat_tensors import METHOD, linear_tensors
 from topcoat.quant.base import QuantizedWeight
@@ -28,9 +28,15 @@ QUANTIZATION = METHOD
 """The quantization_config of such a directory."""
 
 
-def keeps_integers(adapters: Adapters) -> bool:
-    """Whether a merge of `adapters` leaves integer weights integers."""
-    return isinstance(adapters.config, QaloraConfig)
+def keeps_integers(base: Base, adapters: Adapters) -> bool:
+    """Whether a merge of `adapters` leaves integer weights integers; a head of labels is for transformers to load."""
+    return isinstance(adapters.config, QaloraConfig) and base.head is None
+
+
+def dtype_beside(base: Base) -> torch.dtype:
+    """The dtype of all that is no integer linear: the checkpoint's own, float32 where that has blocks of some kind."""
+    plain = all(tensor.stored_dtype in ("F32", "F16", "BF16") for tensor in base.source.tensors())
+    return output_dtype(base) if plain else torch.float32
 
 
 def linears_of(base: Base, adapters: Adapters) -> dict[str, FrozenLinear | Adapter]:

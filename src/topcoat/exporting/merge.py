@@ -16,7 +16,7 @@ from topcoat.adapters.attach import Adapters
 from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
 from topcoat.exporting.companions import write_companions
-from topcoat.exporting.integer_model import QUANTIZATION, integer_tensors, keeps_integers
+from topcoat.exporting.integer_model import QUANTIZATION, dtype_beside, integer_tensors, keeps_integers
 from topcoat.exporting.labels import label_logits_of, prove_labels
 from topcoat.exporting.merged import merged_tensors, output_dtype
 from topcoat.exporting.proof import Proof, compare, logits_of
@@ -40,11 +40,10 @@ def merge_model(
     adapters.require_weights("merged model")
     if not prompts:
         raise TopcoatError("there are no prompts to prove the merge on", fix="give at least one, as token ids")
-    dtype = output_dtype(base)
+    dtype, kept = output_dtype(base), keeps_integers(base, adapters)
     base.model.eval()
     expected = outputs_of(base, prompts)
     with publish_directory(out) as temporary:
-        kept = keeps_integers(adapters)
         say("writing the integers as they were trained" if kept else f"writing {NAMES[dtype]} weights")
         write_model(base, adapters, temporary)
         say(f"proving it on {len(prompts)} held-out prompts")
@@ -67,7 +66,7 @@ def prove(
     stored: StoredConfig | None = None,
 ) -> Proof:
     """Load the model in `folder` from disk and compare its logits with the `expected` ones, computed by `base`."""
-    dtype = output_dtype(base)
+    dtype = dtype_beside(base) if stored else output_dtype(base)
     if base.head is not None:
         return prove_labels(folder, expected, prompts, dtype)
     settings = ModelSettings(
@@ -82,7 +81,8 @@ def prove(
 
 def write_model(base: Base, adapters: Adapters, folder: Path) -> None:
     """Weights, config, tokenizer, template and licence of base + adapter, into the existing `folder`."""
-    dtype, kept = output_dtype(base), keeps_integers(adapters)
+    kept = keeps_integers(base, adapters)
+    dtype = dtype_beside(base) if kept else output_dtype(base)
     write_shards((integer_tensors if kept else merged_tensors)(base, adapters, dtype), folder)
     config = base.source.config.to_dict()
     config.pop("quantization_config", None)

@@ -20,8 +20,9 @@ from topcoat.adapters.files import load_adapter, save_adapter
 from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
 from topcoat.exporting.companions import write_companions
+from topcoat.exporting.merge import outputs_of
 from topcoat.exporting.plain_lora import of_one_rank
-from topcoat.exporting.proof import Proof, compare, logits_of
+from topcoat.exporting.proof import Proof, compare
 from topcoat.files import publish_directory, write_file
 from topcoat.model.load import Base
 
@@ -53,7 +54,7 @@ def export_peft(
     if not prompts:
         raise TopcoatError("there are no prompts to prove the files on", fix="give at least one, as token ids")
     base.model.eval()
-    expected = logits_of(base.model, prompts)
+    expected = outputs_of(base, prompts)
     plain = of_one_rank(adapters)
     identity = base.identity.model_dump()
     with publish_directory(out) as folder:
@@ -64,7 +65,7 @@ def export_peft(
         say(f"proving it on {len(prompts)} held-out prompts")
         adapters.detach()
         load_adapter(base.model, folder, identity)
-        proof = compare(expected, logits_of(base.model, prompts), torch.float32)
+        proof = compare(expected, outputs_of(base, prompts), torch.float32)
         proof.require(f"the adapter in {out}")
         done = PeftExport(out, rank, proof)
         write_file(folder / PROOF, json.dumps(done.as_json(), indent=2) + "\n")

@@ -61,6 +61,12 @@ def export_run(
     prompts = read_json(folder.probe)["prompts"]
     say("loading the base")
     base, adapters = _trained(folder, recipe)
+    if base.head is not None and to != "peft":
+        raise TopcoatError(
+            "the run trained a head of labels, and a GGUF holds a model that writes text",
+            where=f"--to {to}",
+            fix="topcoat merge writes a directory that transformers loads, --to peft the adapter",
+        )
     done: Export
     if to == "gguf":
         done = export_gguf(base, adapters, target, kind, prompts, say)
