@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from topcoat.adapters.as_lora import as_lora
     from topcoat.adapters.attach import Adapters, attach
     from topcoat.adapters.files import load_adapter, save_adapter
     from topcoat.adapters.settings import FullConfig, LoraConfig
@@ -46,6 +47,7 @@ _WHERE = {
     "Refused": "errors",
     "TopcoatError": "errors",
     "TrainSettings": "training.settings",
+    "as_lora": "adapters.as_lora",
     "attach": "adapters.attach",
     "load": "api",
     "load_adapter": "adapters.files",
@@ -71,6 +73,7 @@ __all__ = [
     "Refused",
     "TopcoatError",
     "TrainSettings",
+    "as_lora",
     "attach",
     "load",
     "load_adapter",
