@@ -1,5 +1,5 @@
-"""What this machine's CPU reaches, measured once and kept in the cache folder: one long product, one long copy, and what
-a small operation costs whatever its size.
+"""What this machine's CPU reaches, measured once and kept in the cache folder: one long product, one long copy, and
+what a small operation costs whatever its size.
 
 The product is (2048, 1024) @ (1024, 4096), the shape of a micro batch through an MLP, in bf16 where the chip has it and
 in fp32. Of several tries the best counts: a machine that is busy at the moment would look slower than it is.

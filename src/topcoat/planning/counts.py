@@ -17,7 +17,7 @@ from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
 from topcoat.planning.architecture import Architecture, BlockLinear
-from topcoat.planning.trained import fused_rank, prompt_sizes, trained_sizes
+from topcoat.planning.trained import frozen_numbers, fused_rank, prompt_sizes, trained_sizes
 from topcoat.quant.settings import GgufConfig, QuantConfig, StoredConfig, read_config
 from topcoat.quant.sizes import ITEM_BYTES, weight_bytes
 
@@ -106,7 +106,7 @@ def counts_of(
         codes_bytes=codes,
         constant_bytes=constants,
         embeddings=a.embedding_numbers,
-        rest=a.rest_numbers + a.bias_numbers,
+        rest=a.rest_numbers + a.bias_numbers + _frozen(a, adapter),
         vocab=a.vocab,
         layers=a.layers,
         hidden=a.hidden,
@@ -190,6 +190,14 @@ def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], lis
     if isinstance(adapter, LoraConfig) and adapter.trainable_token_indices:
         trained[len(adapter.trainable_token_indices) * a.hidden] += 1
     return trained, per_layer
+
+
+def _frozen(a: Architecture, adapter: AdapterConfig) -> int:
+    """Numbers of an adapter that do not train and stand in the model all the same."""
+    if not (isinstance(adapter, LoraConfig) and adapter.freeze_lora_a):
+        return 0
+    inner = {f"{a.prefix}.{at}.{linear.path}": linear.in_features for at in range(a.layers) for linear in a.linears}
+    return sum(frozen_numbers(adapter, path, inner[path]) for path in chosen(list(inner), adapter))
 
 
 def _blocks(a: Architecture, per_layer: list[dict[str, int]]) -> BlockCounts:

@@ -52,8 +52,9 @@ def loaded_counts(
 
 
 def _codes(q: QuantizedWeight) -> str:
-    """The tensor that holds the weight itself; the others are constants of its format."""
-    return next(name for name in ("codes", "blocks", "weight") if name in q.tensors)
+    """The tensor that holds the weight itself, in a plugin's format the largest; the others are constants."""
+    known = (name for name in ("codes", "blocks", "weight") if name in q.tensors)
+    return next(known, None) or max(q.tensors, key=lambda name: q.tensors[name].nbytes)
 
 
 def fused_blocks(fused: FusedModel) -> BlockCounts:

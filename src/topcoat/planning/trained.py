@@ -83,6 +83,13 @@ SIZES: dict[str, Callable[..., list[int]]] = {
 """Method -> (its settings, path, O, I) -> numbers of each tensor it trains there."""
 
 
+def frozen_numbers(config: AdapterConfig, path: str, in_features: int) -> int:
+    """Numbers of the adapter at `path` that stay as they began: LoRA-FA's A, which the model carries all the same."""
+    if not isinstance(config, LoraConfig) or not config.freeze_lora_a:
+        return 0
+    return config.at(path).r * in_features
+
+
 def fused_rank(config: AdapterConfig, path: str) -> int | None:
     """The rank at `path` of a method that the hand-written blocks compute; None for one that they do not."""
     if isinstance(config, AdaloraConfig):

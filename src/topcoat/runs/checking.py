@@ -7,8 +7,8 @@ even sample of as many), and its adapter's parameters are counted on a model wit
 from __future__ import annotations
 
 from topcoat.adapters.attach import Adapters
-from topcoat.adapters.patterns import find_targets
-from topcoat.adapters.settings import FullConfig, LoraConfig
+from topcoat.adapters.patterns import chosen
+from topcoat.adapters.settings import FullConfig, LoraConfig, TargetedConfig
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.data.checks.corpus import Lengths, Setting, Tell
 from topcoat.data.checks.files import check_files
@@ -24,6 +24,7 @@ from topcoat.data.settings import DataSettings
 from topcoat.errors import Problem, Refused
 from topcoat.model.skeleton import build_skeleton
 from topcoat.model.source import open_source
+from topcoat.planning.trained import trained_sizes
 from topcoat.quant.dense import DTYPES
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.listener import Listener, Silent
@@ -96,12 +97,13 @@ def _rank(recipe: Recipe) -> int | None:
 
 
 def adapter_parameters(recipe: Recipe) -> int | None:
-    """Trainable parameters of a recipe's LoRA, from the shapes alone; None for other methods."""
-    if not isinstance(recipe.adapter, LoraConfig):
+    """Parameters that a recipe's adapter trains on the linears it names, from the shapes alone; None for full tuning
+    and for methods that name no linears."""
+    if not isinstance(recipe.adapter, TargetedConfig):
         return None
     linears = adaptable_linears(build_skeleton(open_source(recipe.model).config, DTYPES["bf16"], "eager"))
-    targets = find_targets(linears, recipe.adapter.target_modules)
-    return recipe.adapter.r * sum(sum(next(linears[path].parameters()).shape) for path in targets)
+    shapes = {path: next(linear.parameters()).shape for path, linear in linears.items()}  # (O, I)
+    return sum(sum(trained_sizes(recipe.adapter, path, *shapes[path])) for path in chosen(list(shapes), recipe.adapter))
 
 
 def checked_as(recipe: Recipe) -> DataSettings:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from topcoat.adapters.settings import LoraConfig
 from topcoat.data.cache import cache_folder
 from topcoat.data.labels import LABELLED, read_labels
 from topcoat.data.settings import DataSettings
@@ -264,6 +265,8 @@ def _notes(request: Request) -> list[str]:
     if a.experts:
         notes.append(f"assumed: all {a.experts} experts of a block are stored and adapted as linears of their own")
         notes.append("warning: topcoat train refuses mixtures of experts; this plan is for comparison only")
+    if isinstance(request.adapter, LoraConfig) and request.adapter.init_lora_weights == "eva":
+        notes.append("assumed: every layer has rank r; eva moves ranks between layers and keeps their sum")
     if not device.measured:
         notes.append(f"speed: from the data sheet of {device.says} ({device.source}), not measured")
     if not a.by_hand:
