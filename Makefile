@@ -5,6 +5,7 @@
 # make native     the compiled CPU kernels, after a change to their C
 # make bench-cpu  topcoat beside PEFT and TRL on a quiet machine; BENCH="--workloads 135m-4x512" picks, see --help
 # make bench-gpu  the same on a CUDA GPU
+# make bench-plan what plans predict beside what runs take, over a grid of runs; BENCH="--coarse" for twelve of them
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ DEMO ?= runs/demo
 BENCH ?=
 PEERS := bench/.venv
 
-.PHONY: demo test test-slow lint docs native bench-cpu bench-gpu clean
+.PHONY: demo test test-slow lint docs native bench-cpu bench-gpu bench-plan clean
 
 demo: $(VENV)/.installed
 	$(BIN)/topcoat demo --output $(DEMO)
@@ -47,6 +48,10 @@ bench-cpu: $(PEERS)/.installed native
 bench-gpu: $(PEERS)/.installed
 	$(BIN)/python -m bench.run gpu $(BENCH)
 	$(BIN)/python -m bench.page
+
+bench-plan: $(VENV)/.installed native
+	$(BIN)/python -m bench.plan.run $(BENCH)
+	$(BIN)/python -m bench.plan.page
 
 clean:
 	rm -rf $(VENV) $(PEERS) bench/.cache site $(NATIVE)/libtopcoat.so

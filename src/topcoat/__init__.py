@@ -2,6 +2,7 @@
 
     import topcoat
 
+    made = topcoat.plan("recipe.yaml")                               # will it fit, and how long; nothing is loaded
     result = topcoat.train("recipe.yaml")                            # the whole run
     base = topcoat.load("path/to/model")                            # a frozen model
     adapters = topcoat.attach(base.model, topcoat.LoraConfig(r=8))  # for people who own their loop
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
     from topcoat.recipe.load import load_recipe
     from topcoat.recipe.schema import Recipe
+    from topcoat.runs.planning import plan
     from topcoat.training.settings import TrainSettings
 
 _WHERE = {
@@ -53,6 +55,7 @@ _WHERE = {
     "load_adapter": "adapters.files",
     "load_recipe": "recipe.load",
     "merge": "api",
+    "plan": "runs.planning",
     "save_adapter": "adapters.files",
     "train": "api",
 }
@@ -79,6 +82,7 @@ __all__ = [
     "load_adapter",
     "load_recipe",
     "merge",
+    "plan",
     "save_adapter",
     "train",
 ]

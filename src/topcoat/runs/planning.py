@@ -4,7 +4,7 @@ only the first plan on a CPU imports it, to measure what the CPU reaches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Plan:
 
 
 def plan(
-    subject: str,
+    subject: Recipe | Mapping[str, Any] | str | Path,
     overrides: Sequence[str] = (),
     *,
     device: str = "auto",
@@ -92,9 +92,10 @@ def plan(
     measure: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """The plan of the recipe file `subject`, or of the defaults on the model that it names.
+    """What a run takes and whether it fits: of a recipe (a file, a dict, a `Recipe`), or of the defaults on a model.
 
-    `measure` begins the run in a child process for two micro-steps on its longest rows, and corrects the plan by them.
+    A model is its directory, its .gguf file or a well-known name. `device` is auto, cpu, or a name such as rtx4090;
+    `budget` an amount such as 6GiB, else what is free; `price` an amount such as 2.49EUR/h or 0.30EUR/kWh. `measure` begins the run in a child process for two micro-steps on its longest rows, and corrects the plan by them.
     Raises TopcoatError for a recipe, model, device, budget or price that cannot be used; Refused where a probe ran out
     of memory.
     """
@@ -175,12 +176,18 @@ def _on(recipe: Recipe, device: str) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": "cpu"})})
 
 
-def read_subject(subject: str, overrides: Sequence[str]) -> tuple[Recipe, list[str]]:
+def read_subject(
+    subject: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str]
+) -> tuple[Recipe, list[str]]:
     """The recipe in a file, or the defaults on a model by its path or name, with what reading it brought up.
 
     Raises TopcoatError for what is neither.
     """
-    path = Path(subject)
+    if isinstance(subject, Recipe):
+        subject = subject.model_dump(mode="json")
+    if isinstance(subject, Mapping):
+        return recipe_from_dict_with_notes(dict(subject), "recipe", overrides, check_files=False)
+    path, subject = Path(subject), str(subject)
     if path.suffix in (".yaml", ".yml") or (path.is_dir() and (path / "recipe.yaml").is_file()):
         file = path / "recipe.yaml" if path.is_dir() else path
         return load_recipe_with_notes(file, overrides, check_files=False)
