@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -74,7 +75,7 @@ def test_every_token_of_a_document_is_predicted_once_and_its_end_stands_behind_i
     assert all(len(window) <= 50 for window in windows)
     predicted = [token for window in windows for token in window[1:]]
     assert predicted == ids[1:]
-    assert all(later[0] == window[-1] for window, later in zip(windows, windows[1:], strict=False))
+    assert all(later[0] == window[-1] for window, later in pairwise(windows))
     assert data.train.targets.sum() == len(ids) - 1
     assert any("so no token goes untrained" in note for note in data.report.notes)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest import approx
 
 from topcoat.evaluation.classes import class_figures, confusion
 
@@ -16,10 +16,10 @@ def test_figures_of_a_small_example_are_those_of_pen_and_paper():
     expected, found = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 0])
     figures = class_figures(expected, found, NAMES)
     assert figures["rows"] == 6
-    assert figures["accuracy"] == approx(3 / 6)
-    assert figures["labels"]["cat"] == {"rows": 3, "precision": 2 / 4, "recall": 2 / 3, "f1": approx(4 / 7)}
+    assert figures["accuracy"] == pytest.approx(3 / 6)
+    assert figures["labels"]["cat"] == {"rows": 3, "precision": 2 / 4, "recall": 2 / 3, "f1": pytest.approx(4 / 7)}
     assert figures["labels"]["eel"] == {"rows": 1, "precision": 0, "recall": 0, "f1": 0}
-    assert figures["macro_f1"] == approx((4 / 7 + 2 / 4 + 0) / 3)
+    assert figures["macro_f1"] == pytest.approx((4 / 7 + 2 / 4 + 0) / 3)
     pairs = [(pair["label"], pair["predicted"], pair["rows"]) for pair in figures["confusion"]]
     assert pairs == [("cat", "dog", 1), ("dog", "cat", 1), ("eel", "cat", 1)]
 
@@ -43,10 +43,10 @@ def test_the_figures_are_those_of_a_loop_over_the_rows(rows):
         hits = sum(e == f == label for e, f in rows)
         has, given_ = sum(e == label for e, _ in rows), sum(f == label for _, f in rows)
         assert counts[label].sum() == has
-        assert figures["labels"][name]["recall"] == approx(hits / has if has else 0)
-        assert figures["labels"][name]["precision"] == approx(hits / given_ if given_ else 0)
+        assert figures["labels"][name]["recall"] == pytest.approx(hits / has if has else 0)
+        assert figures["labels"][name]["precision"] == pytest.approx(hits / given_ if given_ else 0)
         if has or given_:
             f1.append(2 * hits / (has + given_))
-    assert figures["macro_f1"] == approx(sum(f1) / len(f1))
-    assert figures["accuracy"] == approx(sum(e == f for e, f in rows) / len(rows))
+    assert figures["macro_f1"] == pytest.approx(sum(f1) / len(f1))
+    assert figures["accuracy"] == pytest.approx(sum(e == f for e, f in rows) / len(rows))
     assert sum(pair["rows"] for pair in figures["confusion"]) == sum(e != f for e, f in rows)
