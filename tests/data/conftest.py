@@ -15,7 +15,10 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from topcoat.data import cache, prepare
+from topcoat.data.load import load_data
 from topcoat.data.render import Renderer
+from topcoat.data.settings import DataSettings
 
 TEXT = """The user asks a question and the assistant answers it. What is the capital of France? It is Paris.
 How many days are in a week? There are seven days. Hello, how are you today? I am fine, thank you.
@@ -201,3 +204,34 @@ def write(tmp_path: Path):
         return str(path)
 
     return write_file
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A cache of this test's own."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache" / "data"
+
+
+@pytest.fixture
+def load(chatml, folder):
+    def load_rows(path=None, tokenizer=chatml.tokenizer, template=None, **settings):
+        settings.setdefault("validation", None)
+        chosen = DataSettings(**({"train": path} if path else {}), **settings)
+        return load_data(chosen, tokenizer, context_length=4096, seed=1, chat_template=template)
+
+    return load_rows
+
+
+@pytest.fixture
+def builds(monkeypatch) -> list[str]:
+    """The files that were tokenized."""
+    built = []
+    once = prepare._build
+
+    def build(path, *arguments):
+        built.append(Path(path).name)
+        return once(path, *arguments)
+
+    monkeypatch.setattr(prepare, "_build", build)
+    return built

@@ -57,3 +57,10 @@ def test_a_text_that_does_not_add_up_is_said(tokenizer):
     remembering.check("The user asks", (ids, ends))
     with pytest.raises(NotSeparable):
         remembering.check("The user asks", ([*ids[:-1], ids[-1] + 1], ends))
+
+
+def test_a_long_text_is_looked_up_in_blocks(tokenizer, monkeypatch):
+    texts = [" ".join(f"word{n % 7} <|im_start|> é{n}" for n in range(50)), "", "x" * 900]
+    whole = Words(tokenizer).encode(texts)
+    monkeypatch.setattr(words, "BLOCK_WORDS", 16)
+    assert Words(tokenizer).encode(texts) == whole

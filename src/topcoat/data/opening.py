@@ -89,6 +89,8 @@ def kind_of(path: Path) -> tuple[str, str]:
     if kind in KINDS:
         return kind, packed
     hint = ""
+    if kind == ".ndjson":
+        hint = "; its rows are JSON Lines: name it .jsonl"
     if kind in PACKED:
         hint = "; it is packed twice: unpack it once"
     if kind in (".xlsx", ".xls", ".ods"):

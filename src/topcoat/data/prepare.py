@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from topcoat.data.cache import Cache
 from topcoat.data.columns import Columns
+from topcoat.data.lines import names
 from topcoat.data.opening import Reached
 from topcoat.data.progress import Bar, late_bar
 from topcoat.data.render import Renderer
@@ -171,7 +172,7 @@ def _build(
     bad.raise_if_any()
     for what, (count, line) in doubts.items():
         notes.append(f"warning: {count:,} {'row' if count == 1 else 'rows'}: {what} (first: {place(path, line)})")
-    found = {"form": form, "notes": notes, "columns": [str(name) for name in first[1]], "lost_reasoning_tokens": lost}
+    found = {"form": form, "notes": notes, "columns": [names(first[1])], "lost_reasoning_tokens": lost}
     writer.finish(found)
 
 

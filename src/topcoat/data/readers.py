@@ -38,7 +38,8 @@ def json_problem(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         if start.rstrip() in ("{", "[{"):
             return f"is the first line of an object over several lines {column}", "write each object on one line"
-        return f"the JSON ends in the middle {column}: it was cut off", "complete it or delete it"
+        fix = r"complete it or delete it; a line break inside a text is written \n"
+        return f"the JSON ends in the middle {column}: it was cut off", fix
     fix = ""
     if error.msg.startswith("Invalid control character"):
         code = ord(text[error.pos])
@@ -122,6 +123,8 @@ def _refuse_whole(number: int, line: str) -> None:
         return
     if line.strip() == "[":
         raise BadFile("is one JSON array over several lines, not JSON Lines", "name it .json")
+    if line.strip() == "{":
+        raise BadFile("is JSON over several lines, not JSON Lines", "write each object on one line: jq -c . old > new")
     if line.count("\r") > 1 and "\n" not in line.strip().replace("\r\n", ""):
         raise BadFile("ends its lines with \\r alone, as old Macs did", "write it with \\n: tr '\\r' '\\n' < old > new")
 

@@ -28,6 +28,7 @@ from topcoat.data.word_cuts import ASCII_SPACE, Bytes, Places, cut
 from topcoat.data.word_table import PARTS, Keys, Numbers, WordTable
 
 SHORT = 8 * (PARTS - 1)  # most bytes of a word that is a key
+BLOCK_WORDS = 2**18  # looked up at once
 TOGETHER = 256  # new words encoded as one text
 MOST_WORDS = 600_000  # some 80 MB; then the memory is begun anew
 MOST_TOKENS = 8_000_000  # of all words, another 64 MB
@@ -104,12 +105,19 @@ class Words:
             self._forget()
         buffer = np.frombuffer(data + bytes(SHORT), np.uint8)
         starts, is_first = cut(buffer, len(data), edges)
-        numbers = self._find(data, buffer, starts, is_first)
-        counts = self._count[numbers]
-        until = np.concatenate([[0], np.cumsum(counts)])  # tokens before each word
-        at = np.arange(until[-1]) + np.repeat(self._start[numbers] - until[:-1], counts)
-        ends = self._ends[at] + np.repeat(starts, counts)
-        return self._ids[at], ends, np.append(until[np.searchsorted(starts, begins)], until[-1])
+        lengths = np.diff(starts, append=len(data))
+        ids, ends, counts = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(1, np.int64)]
+        for first in range(0, len(starts), BLOCK_WORDS):  # a text of 50 MB must not take a gigabyte
+            block = slice(first, first + BLOCK_WORDS)
+            numbers = self._find(data, buffer, starts[block], lengths[block], is_first[block])
+            counts.append(self._count[numbers])
+            before = np.cumsum(counts[-1]) - counts[-1]
+            at = np.arange(counts[-1].sum()) + np.repeat(self._start[numbers] - before, counts[-1])
+            ids.append(self._ids[at])
+            ends.append(self._ends[at] + np.repeat(starts[block], counts[-1]))
+        until = np.cumsum(np.concatenate(counts))  # tokens before each word, and all
+        borders = np.append(until[np.searchsorted(starts, begins)], until[-1])
+        return np.concatenate(ids), np.concatenate(ends), borders
 
     def parts(self, text: str) -> list[str]:
         """The text between added tokens, and these, in turns."""
@@ -131,9 +139,10 @@ class Words:
         if whole != ids.tolist() or ends_of_whole.tolist() != ends.tolist():
             raise NotSeparable(text)
 
-    def _find(self, data: bytes, buffer: Bytes, starts: Places, is_first: NDArray[np.bool_]) -> Numbers:
+    def _find(
+        self, data: bytes, buffer: Bytes, starts: Places, lengths: Places, is_first: NDArray[np.bool_]
+    ) -> Numbers:
         """The number of each word; those that were not met before are learnt."""
-        lengths = np.diff(starts, append=len(data))
 
         def words(chosen: Places) -> list[Word]:
             columns = (array[chosen].tolist() for array in (is_first, starts, lengths))

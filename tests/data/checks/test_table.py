@@ -71,3 +71,12 @@ def test_records_of_one_shape_are_no_lack_of_words(corpus):
         for at, row in enumerate(clean_rows(2000))
     ]
     assert check(corpus(rows), DataChecks()).found == []
+
+
+def test_of_a_text_without_end_the_beginning_is_looked_at(corpus):
+    rows = clean_rows(60)
+    rows[7]["completion"] = "Sea. " + "The harbour is near. " * 100_000
+    held = corpus(rows)
+    assert len(held.answers[7][0]) == 10**6
+    said = {one.check: one.finding.details for one in check(held, DataChecks()).found}["odd_rows"]
+    assert said == {7: "of texts over 1,000,000 characters only the beginning was looked at"}

@@ -64,7 +64,7 @@ def odd_rows(corpus: Corpus) -> list[Finding]:
             details[at] = "; ".join(said)
     if not details:
         return []
-    what = f"{count(len(details), 'row is', 'rows are')} odd: they can be read, and are often a mistake"
+    what = f"{count(len(details), 'row that can be read is', 'rows that can be read are')} often a mistake"
     why = "some templates refuse such rows, and others write what the model will never meet"
     return [Finding(what, why, "mend them, or leave them out", list(details), details)]
 

@@ -32,6 +32,8 @@ Tell = Callable[[str, int, int], None]
 LABEL_LENGTH = 60  # characters of the longest label
 LABEL_SUPPORT = 3  # rows a label has on average
 CHUNK = 2048
+MOST_CHARACTERS = 10**6  # of a text that is looked at: some 250,000 tokens
+CLIPPED = "only the beginning was looked at"
 
 
 def plain_label(label: str) -> str:
@@ -110,10 +112,16 @@ class Corpus:
         else:
             messages = parsed.prompt + (parsed.chosen if isinstance(parsed, PreferencePair) else parsed.completion)
         said = [m.get("content") or "" for m in messages if m["role"] == "user"]
-        self.prompts.append("\n\n".join(said))
-        self.openings.append(said[0] if said else "")
-        answers = tuple(_said(m) for m in messages if m["role"] == "assistant")
-        self.answers.append(answers if text is None else (text,))
+        answers = tuple(_said(m) for m in messages if m["role"] == "assistant") if text is None else (text,)
+        prompt, opening = "\n\n".join(said), said[0] if said else ""
+        if len(prompt) > MOST_CHARACTERS or max(map(len, answers), default=0) > MOST_CHARACTERS:
+            self.doubts[len(self.lines) - 1] = (
+                *parsed.doubts,
+                f"of texts over {MOST_CHARACTERS:,} characters {CLIPPED}",
+            )
+        self.prompts.append(prompt[:MOST_CHARACTERS])
+        self.openings.append(opening[:MOST_CHARACTERS])
+        self.answers.append(tuple(answer[:MOST_CHARACTERS] for answer in answers))
         if isinstance(parsed, PreferencePair):
             self.rejected[len(self.answers) - 1] = "\n".join(
                 _said(m) for m in parsed.rejected if m["role"] == "assistant"
