@@ -2,9 +2,9 @@
 
 import pytest
 
-from topcoat.adapters.settings import FullConfig, LoraConfig, VeraConfig
+from topcoat.adapters.settings import AdaloraConfig, FullConfig, LoraConfig, VeraConfig
 from topcoat.errors import TopcoatError
-from topcoat.planning.possible import require_possible
+from topcoat.planning.possible import require_possible, require_steps
 from topcoat.planning.shapes import known_model
 from topcoat.quant.settings import IntConfig, Nf4Config
 
@@ -44,3 +44,11 @@ def test_everything_is_said_at_once():
 @pytest.mark.parametrize("adapter", [FullConfig(), VeraConfig(r=5000)])
 def test_methods_without_such_a_bound_pass(adapter):
     require_possible(LLAMA, adapter, Nf4Config())
+
+
+def test_adalora_needs_a_step_in_which_ranks_can_go():
+    require_steps(AdaloraConfig(tinit=5, tfinal=4), 10)
+    require_steps(AdaloraConfig(tinit=5, tfinal=5), None)
+    require_steps(LoraConfig(), 1)
+    with pytest.raises(TopcoatError, match="no step is left in which it could"):
+        require_steps(AdaloraConfig(tinit=5, tfinal=5), 10)

@@ -37,6 +37,8 @@ CASES = {  # id -> (what it speaks of, facts, what it says, what it is silent ab
                         {"adapter.trainable_token_indices": [5]}, {"tied": True}),
     "prompt-on-small": ({"adapter.method": "prompt_tuning"}, {"parameters": 135 * 10**6}, "on 135M parameters: expect",
                         {"adapter.method": "prompt_tuning"}, {"parameters": 10**9}),
+    "adalora-budget": ({"adapter.method": "adalora", "adapter.tinit": 60}, {"steps": 200}, "140 of the run's 200 steps",
+                       {"adapter.method": "adalora"}, {"steps": 200}),
     "lora-rate": ({"train.learning_rate": 0.01}, {}, "train.learning_rate is 0.01: LoRA usually takes 1e-5 to 5e-3",
                   {"train.learning_rate": 5e-3}, {}),
     "full-rate": ({"adapter.method": "full", "train.learning_rate": 1e-3}, {}, "0.001: full tuning usually takes 1e-5",

@@ -4,8 +4,9 @@ weights that do not divide a row. A run refuses the same when it has the matrice
 
 from __future__ import annotations
 
+from topcoat.adapters.adalora_budget import resolved
 from topcoat.adapters.patterns import chosen
-from topcoat.adapters.settings import AdapterConfig, LoraConfig
+from topcoat.adapters.settings import AdaloraConfig, AdapterConfig, LoraConfig
 from topcoat.errors import Problem, TopcoatError
 from topcoat.planning.architecture import Architecture, BlockLinear
 from topcoat.quant.settings import IntConfig, QuantConfig
@@ -19,6 +20,12 @@ def require_possible(a: Architecture, adapter: AdapterConfig, quantization: Quan
     problems = [*_ranks(linears, adapter), *_groups(linears, quantization)]
     if problems:
         raise TopcoatError.gather(problems)
+
+
+def require_steps(adapter: AdapterConfig, steps: int | None) -> None:
+    """Raises TopcoatError where AdaLoRA would have no step in which ranks could go, if the steps are known."""
+    if isinstance(adapter, AdaloraConfig) and steps is not None:
+        resolved(adapter, steps)
 
 
 def _ranks(linears: dict[str, BlockLinear], adapter: AdapterConfig) -> list[Problem]:

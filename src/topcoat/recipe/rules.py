@@ -27,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     Rule("loraplus-rate", "warning", "LoRA+, arXiv:2402.12354", adapter.loraplus_rate),
     Rule("not-servable", "note", "vLLM's and llama.cpp's adapter readers", adapter.not_servable),
     Rule("whole-embedding", "note", "PEFT documentation", adapter.whole_embedding),
+    Rule("adalora-budget", "warning", "AdaLoRA, arXiv:2303.10512", adapter.adalora_budget),
     Rule("prompt-on-small", "warning", "Lester et al., arXiv:2104.08691", adapter.prompt_on_small),
     Rule("lora-rate", "warning", f"QLoRA; {_UNSLOTH}", training.lora_rate),
     Rule("full-rate", "warning", f"TRL documentation; {_REGRET}", training.full_rate),

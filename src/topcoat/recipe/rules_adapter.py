@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from topcoat.adapters.settings import LoraConfig, PromptConfig, TargetedConfig
+from topcoat.adapters.adalora_budget import FINAL_SHARE, INITIAL_SHARE
+from topcoat.adapters.settings import AdaloraConfig, LoraConfig, PromptConfig, TargetedConfig
 from topcoat.recipe.guidance import Facts
 from topcoat.recipe.schema import Recipe
 from topcoat.units import show_count
@@ -105,7 +106,11 @@ def loraplus_rate(recipe: Recipe, facts: Facts) -> str | None:
 def not_servable(recipe: Recipe, facts: Facts) -> str | None:
     """vLLM and llama.cpp take plain LoRA; other methods, modules_to_save and patterns of rank need a merge."""
     adapter = recipe.adapter
-    if adapter.method in ("dora", "adalora", "vera", "ia3", "miss"):
+    if adapter.method in ("adalora", "iec", "miss"):
+        return (
+            f"adapter.method {adapter.method}: vLLM and llama.cpp take it only as the LoRA that topcoat export writes"
+        )
+    if adapter.method in ("dora", "vera", "ia3"):
         slower = ", and it is slower than LoRA" if adapter.method == "dora" else ""
         return f"adapter.method {adapter.method}: vLLM and llama.cpp take no such adapter; merge to serve it{slower}"
     if isinstance(adapter, PromptConfig):
@@ -135,6 +140,19 @@ def whole_embedding(recipe: Recipe, facts: Facts) -> str | None:
         return None
     tie = ", and the two come apart in a model that ties them" if facts.tied else ""
     return f"adapter.modules_to_save trains {', '.join(named)} whole{tie}; trainable_token_indices trains the new rows"
+
+
+def adalora_budget(recipe: Recipe, facts: Facts) -> str | None:
+    """AdaLoRA's first and last spans, in which ranks stay as they are, together at most half of the run."""
+    adapter, total = recipe.adapter, facts.steps
+    if not isinstance(adapter, AdaloraConfig) or total is None:
+        return None
+    first = INITIAL_SHARE * total if adapter.tinit is None else adapter.tinit
+    last = FINAL_SHARE * total if adapter.tfinal is None else adapter.tfinal
+    if first + last <= total / 2:
+        return None
+    said = f"adapter.tinit and tfinal are {first + last:.0f} of the run's {total} steps together"
+    return f"{said}: ranks move in less than half of it"
 
 
 def _rounds(recipe: Recipe) -> bool:

@@ -20,6 +20,7 @@ RuleId = Literal[
     "loraplus-rate",
     "not-servable",
     "whole-embedding",
+    "adalora-budget",
     "prompt-on-small",
     "lora-rate",
     "full-rate",

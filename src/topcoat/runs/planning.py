@@ -21,7 +21,7 @@ from topcoat.planning.devices import Device, device_in, find_device, parse_bytes
 from topcoat.planning.estimate import Estimate, estimate
 from topcoat.planning.machine import Machine, machine
 from topcoat.planning.model_files import find_architecture
-from topcoat.planning.possible import require_possible
+from topcoat.planning.possible import require_possible, require_steps
 from topcoat.planning.request import Request
 from topcoat.planning.residuals import keep_residual, read_residuals, residual_bytes, says
 from topcoat.planning.search import Candidate, Found, search
@@ -161,6 +161,7 @@ def plan_recipe(
     )
     request = request if probe is None else probe.correct(request)
     made = estimate(request)
+    require_steps(recipe.adapter, made.request.steps)
     guides = map(str, learned_since(recipe, facts_of_plan(made)))
     data = _data_notes(recipe.data, size) if probe is None else [probe.says]
     if probe is None and residuals:
