@@ -108,7 +108,7 @@ def not_servable(recipe: Recipe, facts: Facts) -> str | None:
     adapter = recipe.adapter
     if adapter.method in ("adalora", "iec", "miss"):
         return (
-            f"adapter.method {adapter.method}: vLLM and llama.cpp take it only as the LoRA that topcoat export writes"
+            f"adapter.method {adapter.method}: vLLM and llama.cpp take only the LoRA that topcoat export writes"
         )
     if adapter.method in ("dora", "vera", "ia3"):
         slower = ", and it is slower than LoRA" if adapter.method == "dora" else ""
