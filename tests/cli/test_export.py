@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from topcoat.exporting.choices import TARGETS, TYPES
 from topcoat.model.load import load_model
@@ -99,6 +100,14 @@ def test_words_that_mean_nothing_are_said_before_a_model_is_loaded(topcoat, inte
     assert fix in done.err
 
 
+def change_recipe(run: Path, **sections) -> None:
+    """Put other sections into the recipe of a finished run."""
+    yaml = YAML(typ="safe")
+    recipe = yaml.load((run / "recipe.yaml").read_text()) | sections
+    with (run / "recipe.yaml").open("w") as file:
+        yaml.dump(recipe, file)
+
+
 def test_a_folder_that_exists_is_left_alone(topcoat, integers):
     (integers / "gguf").mkdir()
     done = topcoat("export", str(integers), "--to", "gguf")
@@ -136,3 +145,28 @@ def test_a_proof_that_fails_publishes_nothing(topcoat, integers, monkeypatch):
 def test_every_type_is_one_of_the_gguf_librarys():
     assert set(TYPES) == set(TARGETS)
     assert all(kind in gguf.GGMLQuantizationType.__members__ for kinds in TYPES.values() for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("target", "adapter", "said"),
+    [
+        ("gguf", {"method": "prompt_tuning", "num_virtual_tokens": 2}, "prompt_tuning"),
+        ("gguf-lora", {"method": "prompt_tuning", "num_virtual_tokens": 2}, "prompt_tuning"),
+    ],
+)
+def test_virtual_tokens_are_no_weights_to_export(topcoat, integers, target, adapter, said):
+    """Said by the recipe, before the base is loaded for nothing."""
+    change_recipe(integers, adapter=adapter)
+    done = topcoat("export", str(integers), "--to", target)
+    assert done.code in (1, 2)
+    assert said in done.err
+    assert "loading the base" not in done.out
+
+
+def test_a_head_of_labels_is_none_that_gguf_holds(topcoat, integers):
+    change_recipe(integers, train={"objective": "classification", "max_steps": 4}, evaluate={})
+    for target in ("gguf", "gguf-lora"):
+        done = topcoat("export", str(integers), "--to", target)
+        assert done.code == 2
+        assert "a head of labels, and a GGUF holds a model that writes text" in done.err
+        assert "topcoat merge" in done.err

@@ -9,8 +9,10 @@ from llama_cpp import llama_cpp
 
 from topcoat.adapters.attach import attach
 from topcoat.adapters.settings import (
+    AdaloraConfig,
     DoraConfig,
     Ia3Config,
+    IecConfig,
     LoraConfig,
     MissConfig,
     QaloraConfig,
@@ -37,6 +39,8 @@ CASES = {
     "ranks and alphas": LoraConfig(r=4, rank_pattern={"q_proj": 2}, alpha_pattern={"k_proj": 5.0, "down_proj": 1.5}),
     "pissa": LoraConfig(r=4, init_lora_weights="pissa"),
     "miss": MissConfig(r=6),
+    "iec": IecConfig(r=4),
+    "adalora": AdaloraConfig(init_r=4, target_r=2),
     "qalora": QaloraConfig(r=2),
 }
 

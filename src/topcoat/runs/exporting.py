@@ -8,6 +8,7 @@ from pathlib import Path
 from topcoat.adapters.attach import Adapters, attach, no_weights
 from topcoat.adapters.files import load_adapter
 from topcoat.adapters.settings import FullConfig, PromptConfig
+from topcoat.data.labels import LABELLED
 from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting.choices import type_of
 from topcoat.exporting.gguf_adapter import AdapterExport, export_gguf_lora
@@ -17,6 +18,7 @@ from topcoat.model.load import Base, load_model
 from topcoat.recipe.load import load_recipe
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.runs.labelling import put_head_of
 from topcoat.runs.rounding import load_base
 
 Export = GgufExport | AdapterExport | PeftExport
@@ -49,6 +51,12 @@ def export_run(
         )
     if isinstance(recipe.adapter, PromptConfig) and to != "peft":  # before a base is loaded for nothing
         raise no_weights(recipe.adapter.method, {"gguf": "GGUF model", "gguf-lora": "GGUF adapter"}[to])
+    if recipe.train.objective in LABELLED and to != "peft":
+        raise TopcoatError(
+            "the run trained a head of labels, and a GGUF holds a model that writes text",
+            where=f"--to {to}",
+            fix="topcoat merge writes a directory that transformers loads, --to peft the adapter",
+        )
     target = output or folder.path / to
     if target.exists():
         raise TopcoatError(f"{target} exists already", where="--output", fix="name another folder, or delete this one")
@@ -61,12 +69,6 @@ def export_run(
     prompts = read_json(folder.probe)["prompts"]
     say("loading the base")
     base, adapters = _trained(folder, recipe)
-    if base.head is not None and to != "peft":
-        raise TopcoatError(
-            "the run trained a head of labels, and a GGUF holds a model that writes text",
-            where=f"--to {to}",
-            fix="topcoat merge writes a directory that transformers loads, --to peft the adapter",
-        )
     done: Export
     if to == "gguf":
         done = export_gguf(base, adapters, target, kind, prompts, say)
@@ -88,6 +90,8 @@ def _trained(folder: RunFolder, recipe: Recipe) -> tuple[Base, Adapters]:
         base = load_model(settings.model_copy(update=own))
         return base, attach(base.model, recipe.adapter)
     base = load_base(settings, folder)
+    if recipe.train.objective in LABELLED:
+        put_head_of(base, folder.adapter)
     adapters = load_adapter(base.model, folder.adapter, base.identity.model_dump())
     only_layers = adapters.layers and not adapters.copies and not adapters.rows
     if only_layers and not any(layer.changes() for layer in adapters.layers.values()):
