@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from topcoat.adapters.as_lora import as_lora
 from topcoat.adapters.attach import attach
 from topcoat.adapters.files import load_adapter, save_adapter
 from topcoat.adapters.iec import Iec, averages
@@ -135,6 +136,21 @@ def test_its_file_is_a_plain_lora_that_computes_the_same_here_and_in_peft(
     assert torch.equal(logits(again), logits(model))
     theirs = peft.PeftModel.from_pretrained(from_transformers(), tmp_path)
     assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_folded_for_readers_of_one_rank_and_no_scale(load, logits, train_a_little, tmp_path):
+    model = load().model
+    adapters = attach(
+        model, IecConfig(r=4, rank_pattern={"v_proj": 2}, use_rslora=True, trainable_token_indices=[5, 9])
+    )
+    train_a_little(adapters)
+    plain = as_lora(adapters, pad=True)
+    assert {len(layer.lora_A) for layer in plain.layers.values()} == {4}
+    assert {layer.scale for layer in plain.layers.values()} == {1.0}
+    save_adapter(plain, tmp_path, "tiny")
+    again = load().model
+    load_adapter(again, tmp_path)
+    assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
 
 
 def test_the_hand_written_blocks_compute_it_and_its_gradients(load, train_a_little):

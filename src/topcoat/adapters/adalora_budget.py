@@ -61,8 +61,8 @@ def resolved(config: AdaloraConfig, total: int) -> AdaloraConfig:
     tfinal = int(FINAL_SHARE * total) if config.tfinal is None else config.tfinal
     if tinit + tfinal >= total:
         raise TopcoatError(
-            f"AdaLoRA takes ranks away between the first {tinit} and the last {tfinal} steps of a run, and this one has "
-            f"{total}: no step is left in which it could",
+            f"AdaLoRA takes ranks away between the first {tinit} and the last {tfinal} steps of a run, and this one "
+            f"has {total}: no step is left in which it could",
             where="adapter.tinit",
             fix="lower adapter.tinit or adapter.tfinal, leave them out (a tenth and two fifths of the run), or train "
             "for more steps",

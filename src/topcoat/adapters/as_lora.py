@@ -45,13 +45,17 @@ def as_lora(adapters: Adapters, *, pad: bool = False) -> Adapters:
     ranks = {path: len(A) for path, (A, _) in filled.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     placed = {name: getattr(config, name) for name in TargetedConfig.model_fields if name != "method"}
+    if isinstance(config, LoraConfig):
+        placed["trainable_token_indices"] = config.trainable_token_indices
     common = LoraConfig(**placed, r=usual, lora_alpha=float(usual))
     layers = {}
     for path, (A, B) in filled.items():
         own = common.model_copy(update={"r": ranks[path], "lora_alpha": float(ranks[path])})
         layer = layers[path] = Lora(adapters.layers[path].base, own)
         layer.take(A, B)
-    return Adapters(adapters.model, common, dict(layers), adapters.copies, adapters.rows, adapters.tied)
+    made = Adapters(adapters.model, common, dict(layers), adapters.copies, adapters.rows, adapters.tied)
+    made.only_on = adapters.only_on
+    return made
 
 
 def _filled(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:

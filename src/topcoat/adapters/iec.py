@@ -59,6 +59,12 @@ class Iec(Lora):
         """A' (R, I) and B' (O, R): differentiable functions of what trains."""
         return self.lora_A + self.iec_pool * self._pool(), self.lora_B + self.iec_spread * self._spread()
 
+    @torch.no_grad()
+    def as_lora(self) -> tuple[Tensor, Tensor] | None:
+        """A' (R, I) and s B' (O, R)."""
+        A, B = self._both()
+        return A, self.scale * B
+
     def _pool(self) -> Tensor:
         """M (R, I)."""
         return averages(self.config.r, self.base.in_features, self.lora_A)
