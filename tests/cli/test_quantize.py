@@ -189,3 +189,14 @@ def test_options_that_do_not_fit_are_refused(topcoat, tiny_llama, tmp_path, opti
     assert what in done.err
     assert fix in done.err
     assert not (tmp_path / "q").exists()
+
+
+def test_a_report_on_a_format_that_does_not_fit_stops_before_it_measures(topcoat, tiny_llama, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The user asks a question; the assistant answers it. " * 8)
+    options = ("--format", "nf4,gptq+group_size=256", "--text", str(text), "--out", str(tmp_path / "r"))
+    done = topcoat("quantize", str(tiny_llama), "--report", *options)
+    assert done.code == 2
+    assert "group_size 256 does not divide rows of 64 weights" in done.err
+    assert "measuring" not in done.out
+    assert not (tmp_path / "r").exists()

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from topcoat.errors import Problem
+from topcoat.quant.settings import read_config
 from topcoat.recipe.fields import (
     Path,
     accepts,
@@ -216,12 +217,27 @@ def _missing(path: Path, written: Written) -> Problem:
 def wrong_value(leaf: Leaf) -> Problem:
     """The problem of a value that its setting does not take, with what it takes and the nearest thing to type."""
     path, value = leaf.path, leaf.value
+    if path[:3] == ("model", "quantization", "overrides"):
+        return _wrong_format(leaf)
     if path not in leaves():  # inside data.columns
         what = f"{leaf.key} is {show(value)}; expected the name of a column"
         return Problem(what, leaf.where, "write the column's name, in quotes if it is a number")
     name = leaf.key if leaf.key == dotted(path) else f"{leaf.key} ({dotted(path)})"
     what = f"{name} is {'empty' if value is None else show(value)}; expected {expected(path)}"
     return Problem(what, leaf.where, _advice(path, value))
+
+
+def _wrong_format(leaf: Leaf) -> Problem:
+    """The problem of an override that is no number format, or one with settings that it does not take."""
+    try:
+        read_config(leaf.value)
+        said = "it may not have overrides of its own"
+    except ValueError as error:
+        said = str(error).removeprefix(f"{leaf.value!r} is no number format: ")
+    what = f"{leaf.key} is {show(leaf.value)}, which is no number format: {said}"
+    return Problem(
+        what, leaf.where, "write a format's name, such as int8, or its settings: {format: int4, group_size: 64}"
+    )
 
 
 def _advice(path: Path, value: Any) -> str:

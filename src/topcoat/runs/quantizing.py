@@ -26,9 +26,12 @@ from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
 from topcoat.evaluation.loss import mean_loss, perplexity
 from topcoat.files import make_folder, write_file
+from topcoat.model.fill import block_linears, formats_of, match_all, named_outside
 from topcoat.model.load import Base, load_model
 from topcoat.model.originals import Originals
 from topcoat.model.settings import ModelSettings
+from topcoat.model.skeleton import build_skeleton
+from topcoat.model.source import open_source
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.settings import QuantConfig, StoredConfig, needs_rows, storage
@@ -82,11 +85,22 @@ def measure_formats(
     Raises TopcoatError: a format does not fit the model, or needs rows and there are none.
     """
     asked = [("as stored", StoredConfig()), *formats]
+    _check_shapes(model, [config for _, config in formats])  # all of them before minutes are spent on the first
     found = []
     for name, config in asked:
         listener.say(f"measuring {name}")
         found.append(_measure(name, model.model_copy(update={"quantization": config}), text, tokens, rows, listener))
     return found
+
+
+def _check_shapes(model: ModelSettings, configs: Sequence[QuantConfig]) -> None:
+    """Raises TopcoatError for formats that the model's linears do not fit."""
+    source = open_source(model)
+    skeleton = build_skeleton(source.config, torch.float32, "eager")
+    places = match_all(skeleton, source)
+    for config in configs:
+        outside = named_outside(skeleton, config, places)
+        formats_of({**block_linears(skeleton), **outside}, config, places, outside)
 
 
 def _measure(
