@@ -9,6 +9,7 @@ from rich.text import Text
 from topcoat.planning.bill import Line, group_bytes
 from topcoat.planning.estimate import Estimate
 from topcoat.planning.search import Candidate
+from topcoat.planning.speed import Price
 from topcoat.runs.planning import Plan
 from topcoat.units import show_bytes, show_count, show_seconds
 
@@ -31,8 +32,8 @@ def facts_table(plan: Plan) -> Table:
         ("time", _time(plan)),
         ("speed", f"{_span(*speed.tokens_per_second, '{:,.0f}')} tokens a second"),
     ]
-    if plan.cost is not None and plan.price is not None:
-        rows.append(("cost", f"{_span(*plan.cost, '{:,.2f}')} {plan.price.currency}".strip()))
+    if plan.price is not None:
+        rows.append(("cost", _cost(plan, plan.price)))
     rows.append(("memory", _verdict(made)))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows:
@@ -120,6 +121,19 @@ def _time(plan: Plan) -> str:
         return one
     low, high = (show_seconds(seconds) for seconds in speed.run_seconds)
     return f"{one}, {low} to {high} for {steps:,} steps of training"
+
+
+def _cost(plan: Plan, price: Price) -> str:
+    """Of the run, or of a million tokens where its length is not known; and the energy, where the power is."""
+    speed, watts = plan.estimate.speed, plan.estimate.request.device.watts
+    seconds = speed.run_seconds
+    what = ""
+    if seconds is None:
+        fast, slow = speed.tokens_per_second[1], speed.tokens_per_second[0]
+        seconds, what = (1e6 / fast, 1e6 / slow), " for a million tokens"
+    money = f"{_span(*(price.of(s, watts) for s in seconds), '{:,.2f}')} {price.currency}".strip()
+    energy = _span(*(s * watts / 3.6e6 for s in seconds), "{:,.2f}")
+    return f"{money}{what}" + (f", {energy} kWh at {watts} W" if watts else "")
 
 
 def _span(low: float, high: float, form: str) -> str:
