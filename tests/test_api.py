@@ -45,6 +45,13 @@ def test_a_recipe_may_be_a_dict_a_file_or_typed_objects(tiny_recipe, tmp_path, c
     assert out == ""  # a library does not print
 
 
+def test_advice_is_the_decision_with_its_facts():
+    told = topcoat.Told(task=frozenset({"task"}), prompted="short", rows=500, model="smollm2-135m", device="l4")
+    advised = topcoat.advise(told)
+    assert (advised.tunes, advised.method) == (True, "lora")
+    assert advised.facts["lora_fits"] == "yes"
+
+
 def test_errors_are_raised_and_not_printed(tiny_recipe, capfd):
     with pytest.raises(topcoat.TopcoatError) as caught:
         topcoat.train(tiny_recipe(train={"learning_rte": 1, "max_steps": 0}))
@@ -53,6 +60,8 @@ def test_errors_are_raised_and_not_printed(tiny_recipe, capfd):
         topcoat.load("./nowhere")
     with pytest.raises(topcoat.TopcoatError, match="is no run folder"):
         topcoat.merge("./nowhere")
+    with pytest.raises(topcoat.TopcoatError, match="'learning_rat' is nothing to search over"):
+        topcoat.tune(tiny_recipe(), "learning_rat", "5s")
     assert capfd.readouterr() == ("", "")
 
 

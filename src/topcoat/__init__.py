@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from topcoat.adapters.attach import Adapters, attach
     from topcoat.adapters.files import load_adapter, save_adapter
     from topcoat.adapters.settings import FullConfig, LoraConfig
-    from topcoat.api import load, merge, train
+    from topcoat.api import load, merge, train, tune
     from topcoat.data.settings import DataSettings
     from topcoat.errors import Interrupted, Refused, TopcoatError
     from topcoat.evaluation.settings import EvaluateSettings
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
     from topcoat.recipe.load import load_recipe
     from topcoat.recipe.schema import Recipe
+    from topcoat.runs.advising import Told, advise
     from topcoat.runs.planning import plan
     from topcoat.training.settings import TrainSettings
 
@@ -47,9 +48,11 @@ _WHERE = {
     "Nf4Config": "quant.settings",
     "Recipe": "recipe.schema",
     "Refused": "errors",
+    "Told": "runs.advising",
     "TopcoatError": "errors",
     "TrainSettings": "training.settings",
     "as_lora": "adapters.as_lora",
+    "advise": "runs.advising",
     "attach": "adapters.attach",
     "load": "api",
     "load_adapter": "adapters.files",
@@ -58,6 +61,7 @@ _WHERE = {
     "plan": "runs.planning",
     "save_adapter": "adapters.files",
     "train": "api",
+    "tune": "api",
 }
 
 __all__ = [
@@ -74,8 +78,10 @@ __all__ = [
     "Nf4Config",
     "Recipe",
     "Refused",
+    "Told",
     "TopcoatError",
     "TrainSettings",
+    "advise",
     "as_lora",
     "attach",
     "load",
@@ -85,6 +91,7 @@ __all__ = [
     "plan",
     "save_adapter",
     "train",
+    "tune",
 ]
 
 

@@ -14,6 +14,8 @@ from topcoat.recipe.schema import Recipe
 from topcoat.runs.listener import Listener
 from topcoat.runs.merging import merge_run
 from topcoat.runs.run import Result, run
+from topcoat.runs.tuning import Tuned
+from topcoat.runs.tuning import tune as search
 
 
 def train(
@@ -24,13 +26,33 @@ def train(
     Leaves a complete run folder at `recipe.output` and returns where it is with the scores of base and adapter. Raises
     TopcoatError for wrong input, Refused where the run would be dishonest, Interrupted after a signal (work saved).
     """
+    return run(_settings(recipe), resume=resume, listener=listener)
+
+
+def tune(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    over: str,
+    budget: str,
+    *,
+    output: str | Path | None = None,
+    trials: int | None = None,
+    listener: Listener | None = None,
+) -> Tuned:
+    """Search over settings, such as "learning_rate,r=8/16", for a time such as "30m"; see `runs/tuning.py`.
+
+    The recipe that won is at `.recipe` of what comes back. Raises TopcoatError for wrong input, Refused where no trial
+    was measured, Interrupted after a signal (the same call continues).
+    """
+    folder = None if output is None else Path(output)
+    return search(_settings(recipe), over, budget, output=folder, trials=trials, listener=listener)
+
+
+def _settings(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     if isinstance(recipe, Recipe):
-        settings = recipe
-    elif isinstance(recipe, Mapping):
-        settings = recipe_from_dict(dict(recipe))
-    else:
-        settings = load_recipe(Path(recipe))
-    return run(settings, resume=resume, listener=listener)
+        return recipe
+    if isinstance(recipe, Mapping):
+        return recipe_from_dict(dict(recipe))
+    return load_recipe(Path(recipe))
 
 
 def load(model: ModelSettings | str | Path) -> Base:
