@@ -300,12 +300,13 @@ def test_a_later_forward_without_tokens_of_its_own_does_not_take_the_last_ones_p
     adapters = trained(model, METHODS["v2"])
     batch = packed(documents(1, [9, 20]), range(2))
     expected = logits(model)
-    sft(model, batch)  # with gradients: its prefix stays at hand for blocks that run again
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
         model(ids, past_key_values=cache, use_cache=True)
         assert cache.get_seq_length() == N + 3
+    sft(model, batch)  # with gradients: its prefix stays at hand for blocks that run again
+    with torch.no_grad():
         following = model(ids[:, :1], past_key_values=cache, use_cache=True).logits[0, 0]
         assert_close(following, defined(adapters, [5, 6, 7, 5])[-1], rtol=1e-5, atol=1e-5)
     assert torch.equal(logits(model), expected)

@@ -130,7 +130,7 @@ class _Hook:
 
     def __call__(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         now = self.prefix._now
-        if now is None or not self.prefix.enabled:
+        if now is None:
             return None
         given = by_name(self.signature, args, kwargs)
         return (), given | {self.name: _Replacing(given.get(self.name), now, self.layer)}
