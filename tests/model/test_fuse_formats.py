@@ -17,7 +17,8 @@ from topcoat.quant.formats import FORMATS
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.settings import read_config
 
-SETTINGS = {name: {"format": name} for name in FORMATS} | {"gguf": {"format": "gguf", "type": "Q4_1"}}
+SETTINGS = {name: {"format": name} for name in FORMATS}
+SETTINGS |= {"gguf": {"format": "gguf", "type": "Q4_1"}, "gptq": {"format": "gptq", "group_size": 32}}
 LENGTHS = [9, 14]
 
 

@@ -1,4 +1,4 @@
-"""Settings of the frozen weights that cannot be meant: refused from the recipe alone, with the value and the way out."""
+"""Settings of the frozen weights that cannot be meant: refused from the recipe alone, with value and way out."""
 
 import pytest
 
