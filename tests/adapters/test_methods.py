@@ -35,6 +35,7 @@ from topcoat.quant.linear import FrozenLinear
 CONFIGS = {name: kind.Config(format=name) for name, kind in FORMATS.items() if name != "gguf"}
 if "gguf" in FORMATS:
     CONFIGS["gguf"] = FORMATS["gguf"].Config(format="gguf", type="Q8_0")
+CONFIGS["gptq"] = FORMATS["gptq"].Config(format="gptq", group_size=32)
 X = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(3))
 
 
