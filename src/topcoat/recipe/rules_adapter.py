@@ -107,9 +107,7 @@ def not_servable(recipe: Recipe, facts: Facts) -> str | None:
     """vLLM and llama.cpp take plain LoRA; other methods, modules_to_save and patterns of rank need a merge."""
     adapter = recipe.adapter
     if adapter.method in ("adalora", "iec", "miss"):
-        return (
-            f"adapter.method {adapter.method}: vLLM and llama.cpp take only the LoRA that topcoat export writes"
-        )
+        return f"adapter.method {adapter.method}: vLLM and llama.cpp take only the LoRA that topcoat export writes"
     if adapter.method in ("dora", "vera", "ia3"):
         slower = ", and it is slower than LoRA" if adapter.method == "dora" else ""
         return f"adapter.method {adapter.method}: vLLM and llama.cpp take no such adapter; merge to serve it{slower}"
