@@ -52,6 +52,11 @@ def sources() -> str:
     return digest.hexdigest()[:16]
 
 
+def digest_of(point: Point) -> str:
+    """Digest of what a point asks for."""
+    return hashlib.sha256(json.dumps(point.recipe("", "", "")).encode()).hexdigest()[:16]
+
+
 def topcoat(arguments: Sequence[str], log: Path) -> tuple[int, str, int, float]:
     """Run the command line: exit code, standard output, peak bytes, seconds."""
     began = time.monotonic()
@@ -151,7 +156,9 @@ def grid(points: Sequence[Point], path: Path, *, again: bool, keep: bool, cache:
         log.write_text("")
         row = {"name": point.name, **predict(recipe, log)}
         old = found.get(point.name, {})
-        same = old.get("torch") == version("torch") and (keep or old.get("sources") == code)
+        inputs = digest_of(point)
+        same = old.get("torch") == version("torch") and old.get("inputs", inputs) == inputs
+        same = same and (keep or old.get("sources") == code)
         if old and same and not again:
             row = {**old, **row}
         elif row["predicted_bytes"] > LIMIT:
@@ -160,7 +167,8 @@ def grid(points: Sequence[Point], path: Path, *, again: bool, keep: bool, cache:
         else:
             shutil.rmtree(output, ignore_errors=True)
             try:
-                row |= {**measure(recipe, output, log), "sources": code, "torch": version("torch")}
+                row |= {**measure(recipe, output, log), "sources": code, "inputs": inputs}
+                row["torch"] = version("torch")
             except Failed as error:
                 print(f"{point.name}: {error}", flush=True)
                 continue
