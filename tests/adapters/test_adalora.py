@@ -98,6 +98,13 @@ def test_a_direction_that_is_taken_away_is_zero_and_may_come_back():
     assert layer.rank == 4
     assert layer.stored()["lora_A"].shape == (4, 30)
     assert layer.stored()["lora_B"].shape == (20, 4)
+    layer.keep(torch.zeros(6, dtype=torch.bool))
+    assert layer.stored()["lora_A"].shape == (0, 30)
+    assert not layer.changes()
+    A, B = layer.as_lora()  # a LoRA of rank 0 is none
+    assert (A.shape, B.shape) == ((1, 30), (20, 1))
+    assert not A.any()
+    assert not B.any()
 
 
 @pytest.mark.parametrize("nothing_left_in", ["", "down_proj"])

@@ -97,8 +97,10 @@ class AdaLora(Adapter):
 
     @torch.no_grad()
     def as_lora(self) -> tuple[Tensor, Tensor] | None:
-        """s E * Q (K, I) and P (O, K): the K rows that are kept, of which the scale is 1."""
+        """s E * Q (K, I) and P (O, K), the K directions that are kept; one of zeros where none is."""
         rows = self._rows()
+        if not self.rank:  # a LoRA has a rank, and some readers take no empty matrix
+            return self.lora_A.new_zeros(1, self.base.in_features), self.lora_B.new_zeros(self.base.out_features, 1)
         return self.scale * (self.lora_E * self.lora_A)[rows], self.lora_B[:, rows]
 
     def _rows(self) -> Tensor:

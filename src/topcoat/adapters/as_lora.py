@@ -22,8 +22,8 @@ from topcoat.errors import TopcoatError
 def as_lora(adapters: Adapters, *, pad: bool = False) -> Adapters:
     """The LoRA equal to `adapters`, standing on the same model and ready for `save_adapter`.
 
-    The layers are new, and those in the model stay; a plain LoRA comes back as it is. A linear whose ranks are all gone
-    gets one of zeros. Raises TopcoatError for a method that is no LoRA.
+    The layers are new, and those in the model stay; a plain LoRA comes back as it is. Raises TopcoatError for a method
+    that is no LoRA.
     """
     config = adapters.config
     adapters.require_weights("LoRA")
@@ -40,8 +40,8 @@ def as_lora(adapters: Adapters, *, pad: bool = False) -> Adapters:
                 fix="merge it: topcoat merge writes a plain model that any program reads",
             )
         found[path] = pair
-    least = max((len(A) for A, _ in found.values()), default=1) if pad else 1
-    filled = {path: _filled(A, B, max(least, 1)) for path, (A, B) in found.items()}
+    least = max(len(A) for A, _ in found.values()) if pad else 1
+    filled = {path: _filled(A, B, least) for path, (A, B) in found.items()}
     ranks = {path: len(A) for path, (A, _) in filled.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     placed = {name: getattr(config, name) for name in TargetedConfig.model_fields if name != "method"}
