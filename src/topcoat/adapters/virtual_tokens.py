@@ -50,9 +50,14 @@ class VirtualTokens(nn.Module, ABC):
         """What a file's tensor is read into."""
         return {STORED: self.embedding}
 
+    @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
-        """What a file holds."""
-        return {STORED: self._in_eval(self.values)}
+        """What a file holds: the values without dropout."""
+        training = self.training
+        self.eval()
+        found = self.values()
+        self.train(training)
+        return {STORED: found}
 
     def install(self, model: PreTrainedModel) -> None:
         """Stand before the documents of every forward of `model` from now on."""
@@ -118,15 +123,6 @@ class VirtualTokens(nn.Module, ABC):
         self.left()
         output.last_hidden_state = layout.gather(output.last_hidden_state)
         return output
-
-    @torch.no_grad()
-    def _in_eval(self, compute: Any) -> Tensor:
-        """What `compute` gives without dropout."""
-        training = self.training
-        self.eval()
-        found: Tensor = compute().clone()
-        self.train(training)
-        return found
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:

@@ -40,7 +40,7 @@ class TrainSettings(Config):
     """Tokens computed at once. auto is 2048, or the longest example if that is longer. More is faster, up to memory."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
     """Peak learning rate. auto goes by method and model size: LoRA 1e-3 at 135M down to 1e-4 at 30B, full tuning a
-    tenth of it."""
+    tenth of it, methods that add tokens ten times it."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up: to zero along a cosine or a line, or constant."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
