@@ -126,13 +126,10 @@ def _time(plan: Plan) -> str:
 def _cost(plan: Plan, price: Price) -> str:
     """Of the run, or of a million tokens where its length is not known; and the energy, where the power is."""
     speed, watts = plan.estimate.speed, plan.estimate.request.device.watts
-    seconds = speed.run_seconds
-    what = ""
-    if seconds is None:
-        fast, slow = speed.tokens_per_second[1], speed.tokens_per_second[0]
-        seconds, what = (1e6 / fast, 1e6 / slow), " for a million tokens"
-    money = f"{_span(*(price.of(s, watts) for s in seconds), '{:,.2f}')} {price.currency}".strip()
-    energy = _span(*(s * watts / 3.6e6 for s in seconds), "{:,.2f}")
+    low, high = speed.run_seconds or (1e6 / speed.tokens_per_second[1], 1e6 / speed.tokens_per_second[0])
+    what = "" if speed.run_seconds else " for a million tokens"
+    money = f"{_span(price.of(low, watts), price.of(high, watts), '{:,.2f}')} {price.currency}".strip()
+    energy = _span(low * watts / 3.6e6, high * watts / 3.6e6, "{:,.2f}")
     return f"{money}{what}" + (f", {energy} kWh at {watts} W" if watts else "")
 
 

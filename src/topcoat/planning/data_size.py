@@ -77,8 +77,8 @@ def _answered(line: bytes) -> tuple[int, int]:
     for column, (role, content) in TURNS.items():
         turns = [turn for turn in row.get(column) or () if isinstance(turn, dict)]
         if turns:
-            texts = [(turn.get(role) in SPEAKERS, len(str(turn.get(content) or ""))) for turn in turns]
-            return sum(n for answers, n in texts if answers), sum(n for _, n in texts)
+            said = [(turn.get(role) in SPEAKERS, len(str(turn.get(content) or ""))) for turn in turns]
+            return sum(n for answers, n in said if answers), sum(n for _, n in said)
     texts = {name: len(value) for name, value in row.items() if isinstance(value, str)}
     if set(texts) == {"text"}:
         return texts["text"], texts["text"]

@@ -159,7 +159,8 @@ def plan_recipe(
         residual_bytes=residual_bytes(residuals),
         residual_note=says(residuals) if residuals else "",
     )
-    request = request if probe is None else probe.correct(request)
+    if probe is not None:
+        request = probe.correct(request, any_length=recipe.data.max_length == "auto")
     made = estimate(request)
     require_steps(recipe.adapter, made.request.steps)
     guides = map(str, learned_since(recipe, facts_of_plan(made)))

@@ -60,10 +60,12 @@ class Probe:
             micro_step_tokens=self.micro_step_tokens,
         )
 
-    def correct(self, request: Request) -> Request:
-        """`request` with the rows as they are, and with what was measured beside what is counted."""
+    def correct(self, request: Request, *, any_length: bool) -> Request:
+        """`request` with the rows as they are, and with what was measured beside what is counted; `any_length` where
+        the longest row decides how long examples may be."""
         return replace(
             request,
+            max_length=self.longest_tokens if any_length else request.max_length,
             rows=self.rows,
             mean_tokens=self.mean_tokens,
             longest_tokens=self.longest_tokens,
