@@ -59,7 +59,7 @@ def command(
         if row is None:
             rows = _counted(rows, terminal, most)
         written = write_data_page(html, rows, title=", ".join(file for file, _ in settings.data.train_files))
-        console.print(f"{written:,} rows on {html}", markup=False)
+        console.print(f"{written:,} {'row' if written == 1 else 'rows'} on {html}", markup=False)
         if json:
             print_json({"page": html, "rows": written})
     elif json:
