@@ -23,8 +23,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def group_bytes(lines: Mapping[str, int]) -> dict[str, int]:
-    """Group -> bytes, of a bill's lines by name."""
-    return {group: sum(lines.get(name, 0) for name in names) for group, names in GROUPS.items()}
+    """Group -> bytes, of a bill's lines by name; lines of no group come last, as others."""
+    sums = {group: sum(lines.get(name, 0) for name in names) for group, names in GROUPS.items()}
+    others = sum(lines.values()) - sum(sums.values())
+    return sums | ({"others": others} if others else {})
 
 
 @dataclass(frozen=True)

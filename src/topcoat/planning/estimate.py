@@ -19,7 +19,7 @@ from topcoat.files import CHUNK_BYTES
 from topcoat.kernels.recompute import Policy, summary
 from topcoat.planning.bill import Bill
 from topcoat.planning.counts import Counts, counts_of
-from topcoat.planning.process import PROCESS_BYTES
+from topcoat.planning.process import PROCESS_BYTES, library_bytes
 from topcoat.planning.request import Request
 from topcoat.planning.sizes import CONTEXT_BYTES, ROUNDING, Setup, activation_room, bill_of, fitting_policies
 from topcoat.planning.speed import Speed, speed_of
@@ -89,9 +89,8 @@ def counts_for(request: Request) -> Counts:
     counts = counts_of(request.architecture, request.adapter, request.stored, by_hand=by_hand)
     if request.outputs is None:
         return counts
-    return replace(
-        counts, vocab=request.outputs, trained=counts.trained + Counter({request.outputs * counts.hidden: 1})
-    )
+    head = Counter({request.outputs * counts.hidden: 1})
+    return replace(counts, vocab=request.outputs, trained=Counter(counts.trained) + head)
 
 
 def estimate(request: Request, counts: Counts | None = None) -> Estimate:
@@ -107,7 +106,7 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
         element_bytes=request.element_bytes,
         optimizer=request.train.optimizer,
         runtime_bytes=CONTEXT_BYTES if on_gpu else PROCESS_BYTES,
-        working_bytes=0 if on_gpu else None,
+        working_bytes=0 if on_gpu else library_bytes(request.architecture.vocab),
         residual_bytes=request.residual_bytes,
         residual_note=request.residual_note,
         workspace_bytes=request.device.workspace_bytes if on_gpu else 0,

@@ -80,7 +80,7 @@ def bill_of(counts: Counts, setup: Setup) -> Bill:
         Line("dequantization buffer", scratch, "the largest weight that one product reads" if scratch else ""),
         Line("matrix workspace", setup.workspace_bytes, "of the GPU's matrix library"),
         Line("runtime", setup.runtime_bytes, "the process before the model"),
-        Line("tokenizer and kernels", working, f"{counts.vocab:,} tokens, and what libraries take once they work"),
+        Line("tokenizer and kernels", working, "what libraries take once they work"),
         Line("difference measured", setup.residual_bytes, setup.residual_note),
     ]
     if setup.rounding:
@@ -114,7 +114,7 @@ def activation_lines(counts: Counts, setup: Setup) -> tuple[Line, Line]:
     blocks = counts.blocks
     sizing = blocks.sizes, blocks.ranks, setup.policies, T, setup.rows, e
     working = working_bytes(*sizing) + 4 * counts.trained_numbers
-    if setup.working_bytes is None:
+    if setup.working_bytes != 0:  # on a CPU
         working += temporary_bytes(blocks.sizes[0], counts.layers, T, e)
     return (
         Line("saved activations", kept_bytes(*sizing), f"{T:,} tokens, recompute {summary(setup.policies)}"),
