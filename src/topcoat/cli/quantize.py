@@ -110,16 +110,11 @@ def _report(
     console.print(_table(found))
     console.print(f"wrote {page} and {page.with_suffix('.json').name}", markup=False)
     if as_json:
-        from dataclasses import asdict
-
-        lines = [asdict(one) | {"mean_error": one.mean_error} for one in found]
-        print_json({"out": str(out), "formats": lines})
+        print_json({"out": str(out), "formats": [one.as_json() for one in found]})
     return 0
 
 
 def _table(found: list[Measured]) -> Table:
-    from dataclasses import asdict
-
     from rich.table import Table
 
     from topcoat.report.quantize_page import COLUMNS, row
@@ -127,7 +122,7 @@ def _table(found: list[Measured]) -> Table:
     table = Table(box=None, padding=(0, 1))
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == COLUMNS[0] else "right", no_wrap=True)
-    lines = [asdict(one) | {"mean_error": one.mean_error} for one in found]
+    lines = [one.as_json() for one in found]
     for line in lines:
         table.add_row(*row(line, lines[0]))
     return table

@@ -9,7 +9,6 @@ the checkpoint stores it.
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -69,6 +68,10 @@ class Measured:
     def mean_error(self) -> float:
         """Of all linears, each counted once."""
         return sum(self.errors.values()) / max(1, len(self.errors))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for report.json."""
+        return asdict(self) | {"mean_error": self.mean_error}
 
 
 def measure_formats(
@@ -214,15 +217,8 @@ def _up_to(tokens: int, examples: Sequence[Example]) -> list[Example]:
 def write_quantize_report(out: Path, model: str, text: Path, found: Sequence[Measured]) -> Path:
     """report.json and report.html in the folder `out`, made where it is missing; returns the page's path."""
     make_folder(out)
-    lines = [asdict(one) | {"mean_error": one.mean_error} for one in found]
+    lines = [one.as_json() for one in found]
     facts = {"model": model, "text": str(text), "torch_threads": torch.get_num_threads(), "formats": lines}
     write_json(out / "report.json", facts)
     write_file(out / "report.html", render(facts))
     return out / "report.html"
-
-
-def change(one: Measured, stored: Measured) -> float:
-    """How much of its perplexity a format adds to the model as stored; NaN where that is not finite."""
-    if not (math.isfinite(one.perplexity) and stored.perplexity > 0):
-        return math.nan
-    return one.perplexity / stored.perplexity - 1
