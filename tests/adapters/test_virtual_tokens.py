@@ -93,7 +93,7 @@ def loss_and_gradients(adapters: Adapters, batches: list[Batch]) -> tuple[Tensor
     return loss.detach(), dict(zip(parameters, grads, strict=True))
 
 
-@every_method
+@pytest.mark.parametrize("config", [METHODS["prompt"], METHODS["v2"]], ids=["prompt", "v2"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_document_is_computed_as_the_papers_define_it(load, model_type, config):
     adapters = trained(load(model_type).model, config)
@@ -103,8 +103,12 @@ def test_a_document_is_computed_as_the_papers_define_it(load, model_type, config
         assert_close(ours, defined(adapters, ids), rtol=1e-4, atol=1e-4)
 
 
-@every_method
-@pytest.mark.parametrize("attention", ["topcoat", "sdpa", "eager"])
+BATCHED = [("topcoat", name) for name in METHODS] + [(a, name) for a in ("sdpa", "eager") for name in ("prompt", "v2")]
+
+
+@pytest.mark.parametrize(
+    ("attention", "config"), [(a, METHODS[name]) for a, name in BATCHED], ids=map("-".join, BATCHED)
+)
 @pytest.mark.parametrize("packing", [True, False])
 def test_documents_in_one_batch_give_the_loss_and_gradients_of_each_alone(load, config, attention, packing):
     model = load().model
@@ -126,7 +130,7 @@ def test_documents_in_one_batch_give_the_loss_and_gradients_of_each_alone(load, 
     assert_close(loss, torch.stack(by_definition).sum().detach(), rtol=1e-5, atol=1e-4)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     n=st.integers(1, 9),
@@ -159,7 +163,7 @@ def test_recomputed_blocks_give_the_same_gradients(load, config):
 
 
 @every_method
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt_neox"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
 def test_generation_with_a_cache_is_greedy_search_by_definition(load, model_type, config):
     base = load(model_type)
     adapters = trained(base.model, config)

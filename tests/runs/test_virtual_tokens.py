@@ -131,7 +131,7 @@ WRONG = [
     ),
     (
         {"method": "p_tuning", "encoder_dropout": 0.1},
-        "adapter: encoder_num_layers and encoder_dropout are the LSTM's\n  where: python\n  fix:   write encoder_rep",
+        "adapter: encoder_num_layers and encoder_dropout are the LSTM's\n  where: python\n  fix:   choose the LSTM",
     ),
     (
         {
@@ -140,7 +140,7 @@ WRONG = [
             "encoder_dropout": 0.1,
             "encoder_num_layers": 1,
         },
-        "adapter: encoder_dropout acts between the LSTM's layers, and encoder_num_layers is 1",
+        "adapter: encoder_dropout acts between layers, and encoder_num_layers is 1\n  where: python\n  fix:   write",
     ),
     (
         {"method": "prefix_tuning", "init_weights": "zero"},

@@ -250,9 +250,11 @@ class PTuningConfig(PromptConfig):
     @model_validator(mode="after")
     def _of_the_lstm(self) -> PTuningConfig:
         if self.encoder_reparameterization_type == "MLP" and (self.encoder_num_layers != 2 or self.encoder_dropout):
-            raise ValueError("encoder_num_layers and encoder_dropout are the LSTM's; write encoder_reparameterization_type: LSTM")
+            raise ValueError("encoder_num_layers and encoder_dropout are the LSTM's; choose the LSTM, or leave them out")
         if self.encoder_dropout and self.encoder_num_layers == 1:
-            raise ValueError("encoder_dropout acts between the LSTM's layers, and encoder_num_layers is 1; write two, or no dropout")
+            raise ValueError(
+                "encoder_dropout acts between layers, and encoder_num_layers is 1; write two, or no dropout"
+            )
         return self
 
 
@@ -271,7 +273,9 @@ class PrefixTuningConfig(PromptConfig):
     @model_validator(mode="after")
     def _one_start(self) -> PrefixTuningConfig:
         if self.prefix_projection and self.init_weights:
-            raise ValueError("nothing reaches the MLP through init_weights: zero; write prefix_projection: false with it")
+            raise ValueError(
+                "nothing reaches the MLP through init_weights: zero; write prefix_projection: false with it"
+            )
         return self
 
 
