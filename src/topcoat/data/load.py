@@ -48,7 +48,8 @@ class Dataset:
         """Training rows of each label (K,)."""
         assert self.labels is not None
         numbers = self.train.answers(np.arange(len(self.train)))[:, 0].astype(np.int64)
-        return np.bincount(numbers, minlength=self.labels.outputs).tolist()  # type: ignore[no-any-return]
+        counts: list[int] = np.bincount(numbers, minlength=self.labels.outputs).tolist()
+        return counts
 
     @property
     def weights(self) -> list[float] | None:
