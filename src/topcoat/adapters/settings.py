@@ -250,7 +250,9 @@ class PTuningConfig(PromptConfig):
     @model_validator(mode="after")
     def _of_the_lstm(self) -> PTuningConfig:
         if self.encoder_reparameterization_type == "MLP" and (self.encoder_num_layers != 2 or self.encoder_dropout):
-            raise ValueError("encoder_num_layers and encoder_dropout are the LSTM's; choose the LSTM, or leave them out")
+            raise ValueError(
+                "encoder_num_layers and encoder_dropout are the LSTM's; choose the LSTM, or leave them out"
+            )
         if self.encoder_dropout and self.encoder_num_layers == 1:
             raise ValueError(
                 "encoder_dropout acts between layers, and encoder_num_layers is 1; write two, or no dropout"
