@@ -151,3 +151,21 @@ def test_it_answers_without_torch():
     code += "assert run(['plan', 'llama-3.1-405b', '--device', 'h200', '--json']) in (0, 1); "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_without_rows_a_price_is_that_of_a_million_tokens_and_a_gpu_has_its_energy(topcoat):
+    done = topcoat("plan", "qwen2.5-0.5b", "--device", "l4", "--price", "30EUR/kWh")
+    assert "EUR for a million tokens, " in done.out
+    assert " kWh at 72 W" in done.out
+
+
+def test_measuring_needs_rows(topcoat):
+    done = topcoat("plan", "qwen2.5-0.5b", "--device", "cpu", "--measure")
+    assert done.code == 2
+    assert "there are no rows to measure with" in done.err
+    assert "give a recipe whose data.train is a .jsonl file that is here" in done.err
+
+
+def test_a_mixture_says_that_it_cannot_be_trained(topcoat):
+    done = topcoat("plan", "mixtral-8x7b-v0.1", "--device", "h100", "--json")
+    assert "warning: topcoat train refuses mixtures of experts; this plan is for comparison only" in done.json["notes"]
