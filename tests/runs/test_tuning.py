@@ -112,6 +112,11 @@ def test_the_time_is_kept_to_within_one_rung(recipe):
     assert len(again.tried) == len(tuned.tried), "the time of the study is spent"
 
 
+def test_a_time_that_is_too_short_still_gives_one_trial_its_first_measurement(recipe):
+    tuned = tune(recipe, "learning_rate", "0.1s")
+    assert [list(trial.losses) for trial in tuned.tried] == [[1]]
+
+
 def test_an_interrupted_search_goes_on_where_it_stopped(recipe, ear):
     stopping = ear(lambda heard: heard["label"] == "trial 1" and heard["done"] == 2)
     with pytest.raises(Interrupted) as caught:

@@ -11,7 +11,7 @@ VERBS: dict[str, str] = {
     "demo": "the whole story on an embedded model and data set, in minutes, on CPU",
     "init": "write a short, commented recipe for a model and a data file",
     "plan": "will it fit and how long: the memory bill, the time, and what to change",
-    "advise": "prompt, RAG, QLoRA, LoRA or full tuning: the decision, from facts about task, data and hardware",
+    "advise": "prompt, RAG, QLoRA, LoRA or full tuning: decided from task, data and hardware",
     "data": "check what is in the data, see which tokens are trained, split it without leaks",
     "train": "train an adapter from a recipe; --resume continues, Ctrl-C saves and stops",
     "tune": "search for good values of settings, such as the learning rate, within a time",

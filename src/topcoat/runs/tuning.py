@@ -135,7 +135,7 @@ class _Search:
 
     def run(self) -> None:
         """Try until the time is up. Raises Interrupted after a signal, with everything saved."""
-        if self.over():
+        if self.over() and self.study.tried():
             self.listener.say(f"the study has used {show_seconds(self.state['seconds'])}: a larger --budget goes on")
             return
         bench = self._bench()
@@ -148,7 +148,8 @@ class _Search:
             f"each trial trains on {sliced.rows:,} rows, {sliced.examples / sliced.rows:.2g} passes at most, and is "
             f"measured on {sliced.held:,} others; {show_seconds(max(0.0, self.seconds - self.used()))} left"
         )
-        while not self.over():
+        again = True
+        while again:  # once at least, to its first measurement
             self._try(bench, space, sliced)
             self._save()
             if self.stop.stop is not None:
@@ -159,6 +160,7 @@ class _Search:
                 )
                 error.exit_code = self.stop.stop.exit_code
                 raise error
+            again = not self.over()
 
     def result(self) -> Tuned:
         """The winner, written out. Raises Refused where no trial was measured."""

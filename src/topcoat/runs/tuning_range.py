@@ -27,6 +27,8 @@ FEWEST, MOST = 8, 60
 """Steps of the test."""
 WARM = 3
 """Steps at the lowest rate, before it rises: they show how long a step takes."""
+LATE = 2.0
+"""Times the time that was meant for it, after which the test ends before its last rate."""
 HIGHEST = 0.9
 """A rate of 1 is none."""
 SPAN = 30.0
@@ -88,6 +90,7 @@ def _raise(
     tried: list[float] = []
     ladder = [within.low] * WARM
     times: list[float] = []
+    start = time.perf_counter()
     bench.base.model.train()
     with private_randomness(), bench.listener.progress("learning-rate range test", WARM + MOST) as advance:
         for i in range(WARM + MOST):
@@ -95,7 +98,8 @@ def _raise(
             if i == WARM:  # the first steps tell how many there is time for
                 steps = max(FEWEST, min(MOST, int(seconds / max(1e-6, min(times)))))
                 ladder += rates(within.low, min(HIGHEST, 10 * within.high), steps)
-            if i >= len(ladder) or bench.stop.stop is not None:
+            late = i > WARM + FEWEST and time.perf_counter() - start > LATE * seconds
+            if i >= len(ladder) or late or bench.stop.stop is not None:
                 break
             batches = plan.steps.micro_batches(i % plan.steps.total)
             targets = max(1, sum(batch.n_target_tokens for batch in batches))
