@@ -29,7 +29,12 @@ SETTINGS_OF: dict[str, tuple[object, tuple[str, ...]]] = {
 def of_another_objective(objective: str) -> list[tuple[str, object, str, str]]:
     """(setting, default, what is wrong with it, fix) of the settings that have no meaning for `objective`."""
     return [
-        (dots, usual, f"has no meaning with train.objective: {objective}", f"take it out: it is for {' and '.join(meant)}")
+        (
+            dots,
+            usual,
+            f"has no meaning with train.objective: {objective}",
+            f"take it out: it is for {' and '.join(meant)}",
+        )
         for dots, (usual, meant) in SETTINGS_OF.items()
         if objective not in meant
     ]
