@@ -17,7 +17,7 @@ VERBS: dict[str, str] = {
     "tune": "search for good values of settings, such as the learning rate, within a time",
     "chat": "talk to a model or a finished run in the terminal",
     "merge": "write base and adapter as one model, with a proof that it computes the same",
-    "export": "write a run as GGUF for llama.cpp and Ollama, or for PEFT and vLLM, with the same proof",
+    "export": "write a run as GGUF for llama.cpp and Ollama, or for PEFT and vLLM, proved",
     "quantize": "write a model in another number format, or measure what formats cost",
     "doctor": "this machine and what it can do",
     "schema": "the JSON Schema of a recipe, for editors",
