@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from topcoat.errors import TopcoatError
-from topcoat.exporting.calibrating import rounded_linears
+from topcoat.exporting.calibrating import few_tokens, rounded_linears
 from topcoat.exporting.rounded import write_rounded
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings
@@ -138,3 +138,11 @@ def test_without_rows_a_model_is_not_rounded_in_silence(llama):
     assert "topcoat quantize --calibrate" in caught.value.problems[0].fix
     with pytest.raises(TopcoatError, match="looks at activations"):
         Grouped(IntConfig(rounding="gptq")).quantize(torch.ones(4, 32))
+
+
+def test_too_few_tokens_are_told(llama):
+    source = open_source(settings(llama, None))
+    said = few_tokens(source, [[5] * 100, [6] * 27])
+    assert said is not None
+    assert "127 tokens, and the widest linear 128 inputs" in said
+    assert few_tokens(source, [[5] * 128]) is None

@@ -64,7 +64,7 @@ def command(
 
 
 def _write(model: str, out: Path, config: QuantConfig, calibrate: str | None, console: Console, as_json: bool) -> int:
-    from topcoat.exporting.calibrating import rounded_linears
+    from topcoat.exporting.calibrating import few_tokens, rounded_linears
     from topcoat.exporting.checkpoint import quantize_checkpoint
     from topcoat.model.settings import ModelSettings
     from topcoat.model.source import open_source
@@ -79,6 +79,8 @@ def _write(model: str, out: Path, config: QuantConfig, calibrate: str | None, co
             raise TopcoatError(f"{out.name} exists already", str(out), "use another name, or move what is there away")
         data, seed = _rows(calibrate)
         rows = calibration_rows(source, settings, data, rows_asked(config), seed, listener)
+        if (few := few_tokens(source, rows)) is not None:
+            console.print(f"warning: {few}", style="yellow", markup=False)
         with listener.progress("calibrating", source.config.num_hidden_layers) as advance:
             found = rounded_linears(source, settings, rows, lambda blocks: advance(blocks, {}))
             written = quantize_checkpoint(source, out, config, rounded=found)
@@ -119,12 +121,14 @@ def _table(found: list[Measured]) -> Table:
 
     from topcoat.report.quantize_page import COLUMNS, row
 
+    facts = [one.as_json() for one in found]
+    rows = [row(one, facts[0]) for one in facts]
     table = Table(box=None, padding=(0, 1))
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == COLUMNS[0] else "right", no_wrap=True)
-    lines = [one.as_json() for one in found]
-    for line in lines:
-        table.add_row(*row(line, lines[0]))
+    table.add_column(COLUMNS[0], overflow="fold")  # takes what the figures leave
+    for name, cells in zip(COLUMNS[1:], list(zip(*rows, strict=True))[1:], strict=True):
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(map(len, (name, *cells))))
+    for line in rows:
+        table.add_row(*line)
     return table
 
 

@@ -84,6 +84,21 @@ def rounded_linears(
         advance(block + 1)
 
 
+def few_tokens(source: Source, rows: Sequence[Sequence[int]]) -> str | None:
+    """What to say where the rows have fewer tokens than a linear has inputs; None where they have enough.
+
+    The sums then say nothing of most directions: the rounding fits the rows, and may be worse than none elsewhere.
+    """
+    tokens = sum(min(len(row), ROW_TOKENS) for row in rows)
+    widest = max(tensor.shape[1] for tensor in source.tensors() if len(tensor.shape) == 2)
+    if tokens >= widest:
+        return None
+    return (
+        f"the calibration rows have {tokens:,} tokens, and the widest linear {widest:,} inputs: weights are fitted to "
+        "these rows, and may be worse than rounded to the nearest elsewhere; use more rows"
+    )
+
+
 def _check_asked(config: QuantConfig, rows: Sequence[Sequence[int]]) -> None:
     if not any(rows):
         raise TopcoatError(

@@ -43,7 +43,7 @@ def render(report: Json) -> str:
         tokens=f"{formats[0]['tokens']:,}" if formats else "0",
         rows=[row(one, formats[0]) for one in formats],
         trade=Markup(_svg(lambda axes: _trade(axes, formats), "perplexity over bits", (8, 3.4))),
-        blocks=Markup(_svg(lambda axes: _blocks(axes, formats), "error by block", (8, 3.2))),
+        blocks=Markup(_svg(lambda axes: _blocks(axes, formats), "error by block", (8, 3.8))),
         kinds=[one["name"] for one in _quantized(formats)],
         by_kind=by_kind,
     )
@@ -103,11 +103,14 @@ def _trade(axes: Axes, formats: Sequence[Json]) -> None:
         largest = max(one["perplexity"] for one in shown)
         if largest > 20 * min(one["perplexity"] for one in shown):
             axes.set_yscale("log")
+    middle = sum(one["bits_per_weight"] for one in (min(shown, key=_bits), max(shown, key=_bits))) / 2 if shown else 0
     for one, place in zip(shown, _label_places(shown), strict=True):
+        to_left = one["bits_per_weight"] > middle
         axes.annotate(
             str(one["name"]),
             (one["bits_per_weight"], one["perplexity"]),
-            xytext=(7, place),
+            xytext=(-7 if to_left else 7, place),
+            ha="right" if to_left else "left",
             textcoords="offset points",
             color=INK,
             va="center",
@@ -117,6 +120,10 @@ def _trade(axes: Axes, formats: Sequence[Json]) -> None:
     axes.set_xlabel("bits a weight, scales included", color=INK)
     axes.set_ylabel("perplexity", color=INK)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+
+
+def _bits(one: Json) -> float:
+    return float(one["bits_per_weight"])
 
 
 def _label_places(shown: Sequence[Json]) -> list[float]:
@@ -147,7 +154,9 @@ def _blocks(axes: Axes, formats: Sequence[Json]) -> None:
             colour, style = (TRAIN, VALIDATION)[at // len(LINES) % 2], LINES[at % len(LINES)]
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.5, label=str(one["name"]))
     if axes.lines:
-        axes.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.legend(frameon=False, labelcolor=INK, loc="outside lower center", ncols=2)
     axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("block", color=INK)

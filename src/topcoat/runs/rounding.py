@@ -14,7 +14,7 @@ import torch
 from topcoat.data.load import load_data
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
-from topcoat.exporting.calibrating import ROW_TOKENS, rounded_linears
+from topcoat.exporting.calibrating import ROW_TOKENS, few_tokens, rounded_linears
 from topcoat.exporting.rounded import write_rounded
 from topcoat.files import discard
 from topcoat.model.load import Base, context_length, load_model
@@ -65,6 +65,8 @@ def round_into(
     source = open_source(model)
     assert model.quantization is not None
     rows = calibration_rows(source, model, data, rows_asked(model.quantization), seed, listener, check)
+    if (few := few_tokens(source, rows)) is not None:
+        listener.say(f"warning: {few}")
     with listener.progress("calibrating", source.config.num_hidden_layers) as advance:
 
         def done(blocks: int) -> None:
