@@ -222,7 +222,7 @@ def test_quantization_is_read_in_bitsandbytes_words(load, text, wanted):
         (
             "bnb_4bit_use_double_quant: true",
             "model.quantization.format is missing; expected one of bf16, fp16, fp32, nf4, nf4-icq, fp4, int8, "
-            "int2, int3, int4, gguf, plugin",
+            "int2, int3, int4, gguf, gptq, stored, plugin",
         ),
         (
             "load_in_8bit: true\nbnb_4bit_use_double_quant: true",
