@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from topcoat.adapters.attach import Adapters, attach
     from topcoat.adapters.files import load_adapter, save_adapter
     from topcoat.adapters.settings import FullConfig, LoraConfig
-    from topcoat.api import load, merge, train, tune
+    from topcoat.api import export, load, merge, train, tune
     from topcoat.data.settings import DataSettings
     from topcoat.errors import Interrupted, Refused, TopcoatError
     from topcoat.evaluation.settings import EvaluateSettings
@@ -54,6 +54,7 @@ _WHERE = {
     "as_lora": "adapters.as_lora",
     "advise": "runs.advising",
     "attach": "adapters.attach",
+    "export": "api",
     "load": "api",
     "load_adapter": "adapters.files",
     "load_recipe": "recipe.load",
@@ -84,6 +85,7 @@ __all__ = [
     "advise",
     "as_lora",
     "attach",
+    "export",
     "load",
     "load_adapter",
     "load_recipe",

@@ -11,6 +11,7 @@ from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.recipe.load import load_recipe, recipe_from_dict
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.exporting import Export, export_run
 from topcoat.runs.listener import Listener
 from topcoat.runs.merging import merge_run
 from topcoat.runs.run import Result, run
@@ -70,3 +71,12 @@ def merge(run: str | Path, out: str | Path | None = None) -> tuple[Path, Proof]:
     logits differ from base + adapter by more than rounding.
     """
     return merge_run(Path(run), None if out is None else Path(out))
+
+
+def export(run: str | Path, to: str, output: str | Path | None = None, type: str | None = None) -> tuple[Path, Export]:
+    """Export a finished run to gguf, gguf-lora or peft; returns the folder and what was written, with its proof.
+
+    Raises TopcoatError for what cannot be exported so; Refused, with nothing written, when the file does not give back
+    what was trained.
+    """
+    return export_run(Path(run), to, None if output is None else Path(output), type)

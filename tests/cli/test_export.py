@@ -9,6 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from topcoat import export
 from topcoat.exporting.choices import TARGETS, TYPES
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings
@@ -69,6 +70,12 @@ def test_the_adapter_alone_goes_to_llama_cpp_and_to_peft(topcoat, integers, tmp_
     assert done.json["rank"] == 2
     stated = json.loads((integers / "peft" / "adapter_config.json").read_text())
     assert (stated["r"], stated["lora_alpha"]) == (2, 2)
+
+
+def test_python_exports_as_the_verb_does(integers, tmp_path):
+    folder, done = export(integers, "gguf", tmp_path / "out", "f16")
+    assert (folder, done.type, done.exact) == (tmp_path / "out", "F16", False)
+    assert done.proof.holds
 
 
 def test_a_fully_trained_run_is_exported_whole_and_has_no_adapter(topcoat, finished):
