@@ -262,10 +262,10 @@ class _Search:
             if isinstance(error, Interrupted):
                 raise
             said = str(error).split("\n")[0]
-        if said == "stopped":
+        if said == "stopped" and 9 not in losses:
             self.study.interrupted(trial)
             return
-        if 9 in losses and not said:
+        if 9 in losses:
             self.study.finished(trial, losses[9])
         else:
             self.study.pruned(trial)
