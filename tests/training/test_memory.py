@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import torch
+
+from topcoat.training.memory import free_leftovers, memory_bytes
+
 GROWTH = """
 import torch
 from topcoat.training.memory import memory_bytes, peak_memory_bytes
@@ -21,3 +25,13 @@ def test_what_is_allocated_shows_and_the_peak_is_never_below():
     before, after, peak, held = map(int, done.stdout.split())
     assert 0.8 * held < after - before < 1.5 * held
     assert peak >= before + 0.8 * held
+
+
+def test_freed_memory_goes_back_to_the_system():
+    free_leftovers()
+    before = memory_bytes(torch.device("cpu"))
+    held = [torch.ones(2**18) for _ in range(200)]  # 1 MiB each
+    assert memory_bytes(torch.device("cpu")) > before + 100 * 2**20
+    held.clear()
+    free_leftovers()
+    assert memory_bytes(torch.device("cpu")) < before + 60 * 2**20

@@ -1,0 +1,27 @@
+"""What a process takes beside its tensors, and the groups of the stacked picture."""
+
+from __future__ import annotations
+
+from topcoat.planning.architecture import architecture_of
+from topcoat.planning.bill import GROUPS, group_bytes
+from topcoat.planning.process import LIBRARY_BYTES, library_bytes, temporary_bytes
+from topcoat.planning.shapes import find_shape
+
+SIZE = architecture_of(find_shape("smollm2-135m").facts(), "x").block_sizes
+
+
+def test_a_larger_vocabulary_has_larger_tables():
+    assert library_bytes(0) == LIBRARY_BYTES
+    assert library_bytes(151_936) - library_bytes(49_152) == 1000 * (151_936 - 49_152)
+
+
+def test_only_float32_leaves_temporaries_between_the_buffers():
+    assert temporary_bytes(SIZE, 30, 1024, 2) == 0
+    assert temporary_bytes(SIZE, 30, 1024, 4) == 30 * 1024 * 4 * (2 * 576 + 2 * 192 + 1536)
+
+
+def test_every_line_of_a_bill_is_in_one_part_of_the_picture():
+    assert len({name for names in GROUPS.values() for name in names}) == sum(map(len, GROUPS.values()))
+    sums = group_bytes({"frozen weights": 5, "embeddings and head": 2, "loss": 3})
+    assert sums == {"frozen weights": 7, "what trains": 0, "activations": 3, "process": 0}
+    assert group_bytes({"loss": 3, "something new": 4})["others"] == 4
