@@ -34,7 +34,10 @@ def llama(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("models") / "llama", "llama")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text", "gpt_neox", "phi3", "smollm3", "olmo2"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gemma2", "phi3", "olmo2")]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt_neox", "smollm3", *SLOW])
 def test_outputs_on_the_rows_are_closer_than_by_rounding_to_the_nearest(tmp_path, kind):
     path = save_tiny(tmp_path / kind, kind)
     config = IntConfig(format="int3", rounding="gptq")
