@@ -22,7 +22,7 @@ def there(tmp_path, monkeypatch):
     save_tiny(tmp_path / "model")
     recipe = {"model": {"path": "model"}, "data": {"train": "tickets.jsonl"}, "output": "runs/x"}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    monkeypatch.setattr(calibration, "measure", lambda bf16: calibration.Reached(1e12, 1e11, 1e10))
+    monkeypatch.setattr(calibration, "measure", lambda bf16: calibration.Reached(1e12, 1e11, 1e10, 1e-6))
     monkeypatch.chdir(tmp_path)
 
 
@@ -44,4 +44,4 @@ def test_every_command_runs_and_prints_what_is_shown(command, shown, there, caps
 
 
 def test_the_page_shows_two_outputs():
-    assert [bool(shown) for _, shown in blocks()] == [False, True, True, False]
+    assert [bool(shown) for _, shown in blocks()] == [False, True, False, True, False]
