@@ -140,10 +140,14 @@ class Projection:
             A, B = self._stacked()
             u = torch.mm(g, B, out=arena.take("u", (len(g), self.rank), g.dtype))  # (T, R)
         if out is not None:
-            apart = u is not None and self._drops(seed)
             with self.weight.lend(g.dtype) as W:
-                product(g, W, out, None if u is None or apart else (u, A), gating=None if apart else gating)
-            if apart:
+                if u is None:
+                    product(g, W, out, gating=gating)
+                elif not self._drops(seed):
+                    product(g, W, out, (u, A), gating=gating)
+                else:
+                    product(g, W, out)
+            if u is not None and self._drops(seed):
                 self._outer(u, A, out, arena, seed)
                 if gating is not None:
                     gating.apply(out)
