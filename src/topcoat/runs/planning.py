@@ -95,7 +95,9 @@ def plan(
     """What a run takes and whether it fits: of a recipe (a file, a dict, a `Recipe`), or of the defaults on a model.
 
     A model is its directory, its .gguf file or a well-known name. `device` is auto, cpu, or a name such as rtx4090;
-    `budget` an amount such as 6GiB, else what is free; `price` an amount such as 2.49EUR/h or 0.30EUR/kWh. `measure` begins the run in a child process for two micro-steps on its longest rows, and corrects the plan by them.
+    `budget` an amount such as 6GiB, else what is free; `price` an amount such as 2.49EUR/h or 0.30EUR/kWh. `measure`
+    begins the run in a child process for two micro-steps on its longest rows, and corrects the plan by them.
+
     Raises TopcoatError for a recipe, model, device, budget or price that cannot be used; Refused where a probe ran out
     of memory.
     """

@@ -71,8 +71,8 @@ def half(error: Exception, batches: Sequence[Batch]) -> int:
     raise Refused(
         f"one example of {positions:,} tokens does not fit into memory by itself: {first_line(error)}",
         where="data.max_length",
-        fix=f"write data.max_length: {max(8, positions // 2)} with overlong: truncate or split, train.recompute: block, "
-        "or model.quantization: {format: nf4}",
+        fix=f"write data.max_length: {max(8, positions // 2)} with overlong: truncate or split, "
+        "train.recompute: block, or model.quantization: {format: nf4}",
     ) from error
 
 

@@ -1,4 +1,4 @@
-"""How much memory the process holds: resident bytes on a CPU, allocated bytes on a GPU; and giving back what is free."""
+"""How much memory the process holds, resident on a CPU and allocated on a GPU, and giving back what is free."""
 
 from __future__ import annotations
 
