@@ -212,8 +212,8 @@ def test_missing_settings_are_named(refused):
         (
             "data.train is missing",
             "r.yaml line 1",
-            "write train: … under data. A file of rows: .jsonl, .json, .csv, .tsv, .parquet, or one of these with .gz "
-            "behind it.",
+            "write train: … under data. A file of rows: .jsonl, .json, .csv, .tsv, .parquet, or one of these with .gz, "
+            ".bz2, .xz or .zst behind it.",
         ),
         (
             "output is missing",

@@ -88,7 +88,8 @@ def test_null_contradicts_nothing(load):
         (
             "model: ./base\ndata: notes.rtf",
             "data is notes.rtf, whose ending names no known kind of rows",
-            "endings read: .jsonl, .json, .csv, .tsv, .parquet, .txt, .md, each also with .gz, .bz2, .xz or .zst behind it",
+            "endings read: .jsonl, .json, .csv, .tsv, .parquet, .txt, .md, each also with .gz, .bz2, .xz or .zst "
+            "behind it",
         ),
         ("model: ./base\ndata: .", "data is ., which is a folder", "name one file, such as held.jsonl"),
         (

@@ -48,7 +48,10 @@ SAMPLE = {
     "train.learning_rate": 1e-4,
     "output": "o",
 }
-FRACTIONS = ("train.warmup_ratio", "train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.label_smoothing")
+FRACTIONS = (
+    *("train.warmup_ratio", "train.weight_decay", "train.adam_beta1", "train.adam_beta2"),
+    "train.label_smoothing",
+)
 
 
 def sample(name: str) -> object:

@@ -1,6 +1,6 @@
 """The head of labels and numbers: s = W h in float32, W (K, D), in place of the head that predicts tokens.
 
-It is transformers' `score` of `ForSequenceClassification`: the same path, the same shape and no bias, so what is trained
+It is transformers' `score` of `ForSequenceClassification`: the same path, the same shape and no bias, so what trains
 here loads there (as PEFT's SEQ_CLS with modules_to_save: [score]). It is put on a loaded model; the head of the tokens
 is taken off, since nothing reads it.
 """

@@ -217,7 +217,7 @@ def _missing(path: Path, written: Written) -> Problem:
 def wrong_value(leaf: Leaf) -> Problem:
     """The problem of a value that its setting does not take, with what it takes and the nearest thing to type."""
     path, value = leaf.path, leaf.value
-    if path[:3] == ("model", "quantization", "overrides"):
+    if path[:3] == ("model", "quantization", "overrides") and len(path) > 3:
         return _wrong_format(leaf)
     if path not in leaves():  # inside data.columns
         what = f"{leaf.key} is {show(value)}; expected the name of a column"

@@ -1,4 +1,4 @@
-"""What a run that learns labels or numbers shows in place of answers: its figures, each label, and what was mixed up."""
+"""What a run that learns labels or numbers shows in place of answers: its figures, each label, what was mixed up."""
 
 from __future__ import annotations
 

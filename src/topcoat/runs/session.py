@@ -95,9 +95,7 @@ class Session:
         self.base.model.train()
         return Training(
             parameters=self.adapters.parameters(),
-            loss=make_loss(
-                self.base, self.adapters, self.plan.engine.fused, self.recipe.train, self.class_weights()
-            ),
+            loss=make_loss(self.base, self.adapters, self.plan.engine.fused, self.recipe.train, self.class_weights()),
             steps=self.plan.steps,
             settings=self.recipe.train,
             peak_learning_rate=self.plan.learning_rate,
