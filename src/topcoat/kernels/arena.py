@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from topcoat.kernels.huge_pages import Slabs
+
 
 @dataclass
 class Arena:
@@ -20,6 +22,10 @@ class Arena:
 
     device: torch.device
     buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
+    slabs: Slabs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slabs = Slabs(self.device)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The buffer `name` as a contiguous tensor of `shape`, uninitialised when it is new or has grown."""
@@ -29,7 +35,7 @@ class Arena:
             self.buffers.pop(key, None)  # the small one goes before the large one comes
             buffer = None
             with torch.inference_mode(False):  # born in inference mode, it could never be written outside it
-                buffer = torch.empty(size, dtype=dtype, device=self.device)
+                buffer = self.slabs.empty(size, dtype)
             self.buffers[key] = buffer
         return buffer[:size].view(shape)
 

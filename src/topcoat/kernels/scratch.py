@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from topcoat.kernels.huge_pages import empty_huge
+
 
 @dataclass
 class _Slot:
@@ -46,7 +48,7 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
             slot.buffer = None  # free the small one before the large one is made
             # a tensor born in inference mode could never be written outside it: generate first, train later
             with torch.inference_mode(False):
-                slot.buffer = torch.empty(size, dtype=dtype, device=device)
+                slot.buffer = empty_huge(size, dtype, device)
         yield slot.buffer[:size].view(shape)
     finally:
         slot.lock.release()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from topcoat.kernels.huge_pages import empty_huge
 from topcoat.kernels.scratch import scratch
 from topcoat.quant.linear import FrozenLinear, rebuilt
 
@@ -64,7 +65,8 @@ class StackedWeight:
             return None
         if len(dense) == 1:
             return dense[0]
-        stacked = torch.cat(dense)
+        room = empty_huge(self.shape[0] * self.shape[1], dense[0].dtype, dense[0].device)
+        stacked = torch.cat(dense, out=room.view(self.shape))
         for linear, rows in zip(self.linears, stacked.split([len(weight) for weight in dense]), strict=True):
             linear.weight = rows
         return stacked

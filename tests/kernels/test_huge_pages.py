@@ -1,0 +1,45 @@
+"""Memory on huge pages is memory like any other, and tensors of one slab do not touch."""
+
+from itertools import pairwise
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from topcoat.kernels.huge_pages import HUGE, LINE, SLAB, Slabs, empty_huge
+
+CPU = torch.device("cpu")
+
+
+@given(
+    sizes=st.lists(
+        st.tuples(st.integers(0, 3 * SLAB // 8), st.sampled_from([torch.bfloat16, torch.float32, torch.uint8])),
+        max_size=6,
+    )
+)
+def test_tensors_of_a_slab_begin_on_a_cache_line_and_do_not_overlap(sizes):
+    slabs = Slabs(CPU)
+    tensors = [slabs.empty(size, dtype) for size, dtype in sizes]
+    assert [(len(t), t.dtype) for t in tensors] == sizes
+    taken = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.nbytes)
+    assert all(begin % LINE == 0 for begin, _ in taken)
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(taken))
+
+
+def test_small_tensors_share_a_slab_and_a_large_one_has_its_own():
+    slabs = Slabs(CPU)
+    for _ in range(8):
+        slabs.empty(1000, torch.float32)
+    large = slabs.empty(SLAB, torch.uint8)
+    assert len(slabs.slabs) == 1
+    assert large.untyped_storage().nbytes() == SLAB
+
+
+def test_a_tensor_on_huge_pages_can_be_written_from_end_to_end():
+    tensor = empty_huge(3 * HUGE + 7, torch.uint8, CPU).fill_(3)
+    assert int(tensor.long().sum()) == 3 * (3 * HUGE + 7)
+
+
+def test_another_device_gets_its_own_memory():
+    assert empty_huge(10, torch.float32, torch.device("meta")).device.type == "meta"
+    assert Slabs(torch.device("meta")).empty(10, torch.float32).device.type == "meta"
