@@ -6,6 +6,7 @@
 # make bench-cpu  topcoat beside PEFT and TRL on a quiet machine; BENCH="--workloads 135m-4x512" picks, see --help
 # make bench-gpu  the same on a CUDA GPU
 # make bench-plan what plans predict beside what runs take, over a grid of runs; BENCH="--coarse" for twelve of them
+# make papers     what papers of the methods found, on a small model; PAPERS="formats ranks" for some of them, see --help
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,9 +15,10 @@ NATIVE := src/topcoat/kernels/native
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO ?= runs/demo
 BENCH ?=
+PAPERS ?=
 PEERS := bench/.venv
 
-.PHONY: demo test test-slow lint docs native bench-cpu bench-gpu bench-plan clean
+.PHONY: demo test test-slow lint docs native bench-cpu bench-gpu bench-plan papers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/topcoat demo --output $(DEMO)
@@ -52,6 +54,10 @@ bench-gpu: $(PEERS)/.installed
 bench-plan: $(VENV)/.installed native
 	$(BIN)/python -m bench.plan.run $(BENCH)
 	$(BIN)/python -m bench.plan.page
+
+papers: $(VENV)/.installed native
+	$(BIN)/python -m bench.papers.run $(PAPERS)
+	$(BIN)/python -m bench.papers.page
 
 clean:
 	rm -rf $(VENV) $(PEERS) bench/.cache site $(NATIVE)/libtopcoat.so

@@ -1,0 +1,72 @@
+"""12.6: AdaLoRA beside LoRA at an equal budget of ranks. AdaLoRA's Table 1."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from bench.papers.data import Cut
+from bench.papers.intervals import not_above, over_seeds, within
+from bench.papers.lab import Lab
+from bench.papers.protocol import Chart, Experiment, Outcome, Table
+from bench.papers.sweeps import factor_grid
+
+DATA = Cut("banking77", 2000, 400)
+TARGET, INIT, LINEARS = 8, 12, 210
+ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "LoRA r 8": ({"method": "lora", "r": TARGET, "lora_alpha": 2.0 * TARGET}, factor_grid(5e-4, 3)),
+    "AdaLoRA 12 to 8": (
+        {"method": "adalora", "init_r": INIT, "target_r": TARGET, "lora_alpha": 2.0 * INIT},
+        factor_grid(1e-3, 3),
+    ),
+}
+"""Of equal scale, each with a grid of rates of its own."""
+SEEDS = 5
+
+
+def run(lab: Lab) -> Outcome:
+    """A sweep each with seed 0, then all seeds at the best rate."""
+    rows, scores, losses, ranks = [], {}, {}, []
+    for name, (adapter, grid) in ARMS.items():
+        sweep = lab.sweep(name, adapter, grid, data=DATA, answers=DATA.validation)
+        arms = [
+            lab.train(name, adapter, sweep.best, data=DATA, seed=seed, answers=DATA.validation)
+            for seed in lab.take_seeds(SEEDS)
+        ]
+        scores[name], losses[name] = ([arm[key] for arm in arms] for key in ("exact_match", "loss"))
+        ranks += [arm["ranks"] / len(arm["layers"]) for arm in arms if "ranks" in arm]
+        speed = statistics.median(arm["tokens_per_s"] for arm in arms)
+        score, loss = (statistics.fmean(values[name]) for values in (scores, losses))
+        rows.append([name, sweep.say(), round(loss, 4), f"{score:.1%}", round(speed)])
+    lora, ada = ARMS
+    lines = [
+        within(f"exactly {TARGET} ranks a linear are left, in every run", ranks, TARGET, TARGET),
+        not_above("AdaLoRA's exact match not below LoRA's", over_seeds(scores[lora], scores[ada])),
+    ]
+    figures = {
+        "exact match AdaLoRA - LoRA": over_seeds(scores[ada], scores[lora]).say(),
+        "loss AdaLoRA - LoRA": over_seeds(losses[ada], losses[lora]).say(),
+    }
+    header = ["method", "best rate", "mean loss", "exact match", "tokens a second"]
+    bars = {name: statistics.fmean(values) for name, values in scores.items()}
+    return Outcome(
+        lines, Table(header, rows), Chart("SmolLM2-135M, exact match on 400 of banking77", bars=bars), figures
+    )
+
+
+PAPER = {"full": 88.09, "LoRA r 8": 88.34, "AdaLoRA 1.27M": 89.31, "LoRA r 2": 88.15, "AdaLoRA .32M": 88.86}
+
+EXPERIMENT = Experiment(
+    name="adalora",
+    section="12.6",
+    title="AdaLoRA beside LoRA at an equal budget",
+    source="Zhang et al. 2023 (AdaLoRA), arXiv:2303.10512, Table 1: mean of GLUE, DeBERTa-v3-base",
+    protocol=f"SmolLM2-135M-Instruct, {DATA.say()} by exact match, one epoch (125 steps), batch 16, cosine, all "
+    f"linears, scale 2; rates {ARMS['LoRA r 8'][1]} for LoRA and {ARMS['AdaLoRA 12 to 8'][1]} for AdaLoRA with seed 0, "
+    f"then {SEEDS} seeds at the best. AdaLoRA takes ranks away from a tenth of the run to three fifths. Intervals are "
+    "of paired differences over seeds.",
+    paper=Table(["method", "GLUE"], [[name, value] for name, value in PAPER.items()]),
+    paper_chart=Chart("AdaLoRA, Table 1: mean of GLUE", bars=PAPER),
+    run=run,
+    minutes=35,
+)

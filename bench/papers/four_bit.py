@@ -1,0 +1,94 @@
+"""12.5: tuning closes the gap that 4-bit weights open. QLoRA's Tables 3 and 4."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from bench.papers.data import Cut
+from bench.papers.intervals import Line, not_above, over_seeds, within
+from bench.papers.lab import Lab, Row
+from bench.papers.protocol import Chart, Experiment, Outcome, Table
+
+SETS = {"banking77": Cut("banking77", 2000, 400), "e2e": Cut("e2e", 1000, 201)}
+FORMATS: dict[str, dict[str, Any] | None] = {
+    "bf16": None,
+    "int8": {"format": "int8"},
+    "fp4": {"format": "fp4", "double_quant": True},
+    "nf4+dq": {"format": "nf4", "double_quant": True},
+}
+RATE, SEEDS = 1e-3, 3
+LORA = {"method": "lora", "r": 16, "lora_alpha": 32.0}
+
+
+def run(lab: Lab) -> Outcome:
+    """Every format on both sets."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for name, data in SETS.items():
+        asked = {"answers": data.validation} if name == "banking77" else {}
+        found[name] = {
+            format: [
+                lab.train(
+                    f"{name}, {format}", LORA, RATE, data=data, seed=seed, quantization=stored, before=True, **asked
+                )
+                for seed in lab.take_seeds(SEEDS)
+            ]
+            for format, stored in FORMATS.items()
+        }
+    lines = [line for name in SETS for line in closes(name, found[name])]
+    hits = {format: [arm["exact_match"] for arm in arms] for format, arms in found["banking77"].items()}
+    lines.append(not_above("banking77: NF4's exact match not below bf16's", over_seeds(hits["bf16"], hits["nf4+dq"])))
+    means = {format: statistics.fmean(values) for format, values in hits.items()}
+    return Outcome(lines, table(found), Chart("SmolLM2-135M, exact match on 400 of banking77", bars=means))
+
+
+def closes(name: str, arms: dict[str, list[Row]]) -> list[Line]:
+    """What NF4 loses before and after tuning, and how it stands to FP4."""
+
+    def gap(when: str) -> float:
+        return statistics.fmean(a[when] - b[when] for a, b in zip(arms["nf4+dq"], arms["bf16"], strict=True))
+
+    losses = {format: [arm["loss"] for arm in found] for format, found in arms.items()}
+    share = gap("loss") / gap("before")
+    return [
+        within(f"{name}: NF4's gap to bf16 after tuning at most half of that before", [share], -100, 0.5, "{:.0%}"),
+        not_above(f"{name}: NF4's loss not above FP4's", over_seeds(losses["nf4+dq"], losses["fp4"])),
+    ]
+
+
+def table(found: dict[str, dict[str, list[Row]]]) -> Table:
+    """Losses before and after, and answers."""
+    rows: list[list[Any]] = []
+    for name, arms in found.items():
+        for format, runs in arms.items():
+            before, after = (statistics.fmean(arm[key] for arm in runs) for key in ("before", "loss"))
+            score = [arm["exact_match"] for arm in runs if "exact_match" in arm]
+            rows.append(
+                [name, format, round(before, 4), round(after, 4), f"{statistics.fmean(score):.1%}" if score else None]
+            )
+    return Table(["rows", "weights", "loss before", "loss after", "exact match"], rows)
+
+
+PAPER_ROWS = [
+    ["LoRA bf16", 88.8, 40.5, 42.6, 47.1, 55.4, 60.7],
+    ["QLoRA int8", 88.8, 40.4, 42.9, 45.4, 56.5, 60.7],
+    ["QLoRA FP4", 88.6, 40.3, 42.4, 47.5, 55.6, 60.9],
+    ["QLoRA NF4 + DQ", None, 40.4, 42.7, 47.7, 55.3, 60.9],
+]
+
+EXPERIMENT = Experiment(
+    name="four_bit",
+    section="12.5",
+    title="Tuning closes the gap that 4-bit weights open",
+    source="Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, Table 3: GLUE with RoBERTa-large, "
+    "Super-NaturalInstructions with T5 of 80M to 11B (ROUGE-L)",
+    protocol=f"SmolLM2-135M-Instruct; {'; '.join(cut.say() for cut in SETS.values())}; one epoch, batch 16, "
+    f"cosine, LoRA r 16 alpha 32 on all linears, rate {RATE:g} and {SEEDS} seeds for every format. Before: the loss "
+    "without adapter.",
+    paper=Table(["weights", "GLUE", "80M", "250M", "780M", "3B", "11B"], PAPER_ROWS),
+    paper_chart=Chart(
+        "QLoRA, Table 3: Super-NI, T5 80M, ROUGE-L", bars={str(row[0]): float(row[2] or 0) for row in PAPER_ROWS}
+    ),
+    run=run,
+    minutes=50,
+)
