@@ -20,14 +20,39 @@ if TYPE_CHECKING:
     from topcoat.adapters.as_lora import as_lora
     from topcoat.adapters.attach import Adapters, attach
     from topcoat.adapters.files import load_adapter, save_adapter
-    from topcoat.adapters.settings import FullConfig, LoraConfig
+    from topcoat.adapters.settings import (
+        AdaloraConfig,
+        DoraConfig,
+        FullConfig,
+        Ia3Config,
+        IecConfig,
+        LoraConfig,
+        MissConfig,
+        PrefixTuningConfig,
+        PromptTuningConfig,
+        PTuningConfig,
+        PTuningV2Config,
+        QaloraConfig,
+        VeraConfig,
+    )
     from topcoat.api import export, load, merge, train, tune
     from topcoat.data.settings import DataSettings
     from topcoat.errors import Interrupted, Refused, TopcoatError
     from topcoat.evaluation.settings import EvaluateSettings
     from topcoat.model.load import Base
     from topcoat.model.settings import ModelSettings
-    from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
+    from topcoat.quant.settings import (
+        DenseConfig,
+        Fp4Config,
+        GgufConfig,
+        GptqConfig,
+        Int8Config,
+        IntConfig,
+        Nf4Config,
+        Nf4IcqConfig,
+        PluginConfig,
+        StoredConfig,
+    )
     from topcoat.recipe.load import load_recipe
     from topcoat.recipe.schema import Recipe
     from topcoat.runs.advising import Told, advise
@@ -35,24 +60,42 @@ if TYPE_CHECKING:
     from topcoat.training.settings import TrainSettings
 
 _WHERE = {
+    "AdaloraConfig": "adapters.settings",
     "Adapters": "adapters.attach",
     "Base": "model.load",
     "DataSettings": "data.settings",
     "DenseConfig": "quant.settings",
+    "DoraConfig": "adapters.settings",
     "EvaluateSettings": "evaluation.settings",
+    "Fp4Config": "quant.settings",
     "FullConfig": "adapters.settings",
+    "GgufConfig": "quant.settings",
+    "GptqConfig": "quant.settings",
+    "Ia3Config": "adapters.settings",
+    "IecConfig": "adapters.settings",
     "Int8Config": "quant.settings",
+    "IntConfig": "quant.settings",
     "Interrupted": "errors",
     "LoraConfig": "adapters.settings",
+    "MissConfig": "adapters.settings",
     "ModelSettings": "model.settings",
     "Nf4Config": "quant.settings",
+    "Nf4IcqConfig": "quant.settings",
+    "PTuningConfig": "adapters.settings",
+    "PTuningV2Config": "adapters.settings",
+    "PluginConfig": "quant.settings",
+    "PrefixTuningConfig": "adapters.settings",
+    "PromptTuningConfig": "adapters.settings",
+    "QaloraConfig": "adapters.settings",
     "Recipe": "recipe.schema",
     "Refused": "errors",
+    "StoredConfig": "quant.settings",
     "Told": "runs.advising",
     "TopcoatError": "errors",
     "TrainSettings": "training.settings",
-    "as_lora": "adapters.as_lora",
+    "VeraConfig": "adapters.settings",
     "advise": "runs.advising",
+    "as_lora": "adapters.as_lora",
     "attach": "adapters.attach",
     "export": "api",
     "load": "api",
@@ -66,22 +109,40 @@ _WHERE = {
 }
 
 __all__ = [
+    "AdaloraConfig",
     "Adapters",
     "Base",
     "DataSettings",
     "DenseConfig",
+    "DoraConfig",
     "EvaluateSettings",
+    "Fp4Config",
     "FullConfig",
+    "GgufConfig",
+    "GptqConfig",
+    "Ia3Config",
+    "IecConfig",
     "Int8Config",
+    "IntConfig",
     "Interrupted",
     "LoraConfig",
+    "MissConfig",
     "ModelSettings",
     "Nf4Config",
+    "Nf4IcqConfig",
+    "PTuningConfig",
+    "PTuningV2Config",
+    "PluginConfig",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
+    "QaloraConfig",
     "Recipe",
     "Refused",
+    "StoredConfig",
     "Told",
     "TopcoatError",
     "TrainSettings",
+    "VeraConfig",
     "advise",
     "as_lora",
     "attach",

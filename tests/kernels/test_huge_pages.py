@@ -1,5 +1,6 @@
 """Memory on huge pages is memory like any other, and tensors of one slab do not touch."""
 
+import weakref
 from itertools import pairwise
 
 import torch
@@ -28,11 +29,23 @@ def test_tensors_of_a_slab_begin_on_a_cache_line_and_do_not_overlap(sizes):
 
 def test_small_tensors_share_a_slab_and_a_large_one_has_its_own():
     slabs = Slabs(CPU)
-    for _ in range(8):
-        slabs.empty(1000, torch.float32)
+    small = [slabs.empty(1000, torch.float32) for _ in range(8)]
     large = slabs.empty(SLAB, torch.uint8)
-    assert len(slabs.slabs) == 1
-    assert large.untyped_storage().nbytes() == SLAB
+    assert len({tensor.untyped_storage().data_ptr() for tensor in small}) == 1
+    assert large.untyped_storage().data_ptr() != small[0].untyped_storage().data_ptr()
+
+
+def test_a_slab_is_given_back_when_nothing_lies_in_it_any_more():
+    slabs = Slabs(CPU)
+    first = slabs.empty(SLAB // 2, torch.uint8)
+    slab = weakref.ref(slabs.newest)
+    for _ in range(2):
+        kept = slabs.empty(SLAB // 2, torch.uint8)
+    storage = weakref.ref(first.untyped_storage())
+    assert slab() is None
+    del first
+    assert storage() is None
+    assert kept.nbytes == SLAB // 2
 
 
 def test_a_tensor_on_huge_pages_can_be_written_from_end_to_end():

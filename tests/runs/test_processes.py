@@ -83,9 +83,9 @@ def test_a_signal_saves_and_stops_and_resume_goes_on(
 def test_a_second_signal_ends_it_at_once(expected, nursery, recipe_file, trace, until, tmp_path):
     file, folder = recipe_file("run")
     log = tmp_path / "log"
-    slow = "import time, topcoat.runs.compute as c; once = c.sft\n"
-    slow += "def sft(*parts):\n    time.sleep(0.2)\n    return once(*parts)\n"
-    slow += "c.sft = sft\n"
+    slow = "import time, topcoat.training.objectives.table as t; once = t.OBJECTIVES['sft']\n"
+    slow += "def loss(*parts):\n    time.sleep(0.2)\n    return once.loss(*parts)\n"
+    slow += "t.OBJECTIVES['sft'] = once._replace(loss=loss)\n"
     pid = nursery.start("train", str(file), log=log, before=slow)
     until(lambda: steps_done(folder) > 1)
     os.kill(pid, signal.SIGINT)
@@ -134,7 +134,7 @@ def test_kill_9_at_any_moment_loses_nothing_many_times(expected, nursery, recipe
 
 def test_a_run_killed_while_the_model_loads_starts_again(nursery, recipe_file, tmp_path):
     file, folder = recipe_file("run", train={"max_steps": 2})
-    die = "import topcoat.runs.run as r, os; r.load_model = lambda settings: os.kill(os.getpid(), 9)"
+    die = "import topcoat.runs.rounding as r, os; r.load_model = lambda settings: os.kill(os.getpid(), 9)"
     log = tmp_path / "log"
     assert nursery.wait(nursery.start("train", str(file), log=log, before=die)) == -9
     assert [path.name for path in folder.iterdir()] == [".lock"]

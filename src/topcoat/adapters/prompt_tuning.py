@@ -39,8 +39,8 @@ def prompt_tuning(model: PreTrainedModel, config: PromptTuningConfig, start: Sta
     Raises TopcoatError for a text of no tokens, or one that nothing can tokenize.
     """
     table = model.get_input_embeddings()
-    rows = table.weight
-    assert isinstance(rows, Tensor)
+    count = table.num_embeddings
+    assert isinstance(count, int)
     shape = (config.num_virtual_tokens, width_of(model))
     if start is None:
         return Prompt(config, torch.zeros(shape))
@@ -50,9 +50,9 @@ def prompt_tuning(model: PreTrainedModel, config: PromptTuningConfig, start: Sta
     if config.prompt_tuning_init == "TEXT":
         ids = _text_ids(config, start)
     else:
-        ids = torch.randint(rows.shape[0], shape[:1], generator=generator)
+        ids = torch.randint(count, shape[:1], generator=generator)
     with torch.no_grad():  # through the module, which may scale what it looks up
-        return Prompt(config, table(ids.to(rows.device)).float().clone())
+        return Prompt(config, table(ids.to(model.device)).float().clone())
 
 
 def _text_ids(config: PromptTuningConfig, start: Start) -> Tensor:

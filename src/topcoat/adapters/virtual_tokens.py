@@ -145,9 +145,9 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 def width_of(model: PreTrainedModel) -> int:
     """D, the width of an input embedding."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[1]
+    width = model.get_input_embeddings().embedding_dim  # also that of a quantized one, which has no weight to look at
+    assert isinstance(width, int)
+    return width
 
 
 def virtual_tokens(model: nn.Module) -> int:

@@ -35,6 +35,12 @@ def linear_tensors(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Te
     tensors, bits = weight.tensors, int(weight.scalars["bits"])
     rows, columns = weight.shape
     check_packable(name, rows, columns, bits)
+    if "group" in tensors:
+        raise TopcoatError(
+            f"{name} was quantized with activation order, and this file would say of all linears that they were not",
+            where="topcoat quantize",
+            fix="quantize the original checkpoint, or write format int4, which Topcoat loads",
+        )
     if int(tensors["zero"].min()) < 1:
         raise TopcoatError(
             f"{name} has groups with a zero point of 0, which version 1 of the GPTQ format cannot say",
@@ -47,7 +53,7 @@ def linear_tensors(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Te
     yield f"{name}.qzeros", pack_bits(stored, bits).view(torch.int32)  # (L, O b / 32)
     yield f"{name}.scales", tensors["scale"].T.contiguous()  # (L, O)
     counted = torch.arange(columns, dtype=torch.int32) // (columns // groups)
-    yield f"{name}.g_idx", tensors.get("group", counted).to(torch.int32)
+    yield f"{name}.g_idx", counted
 
 
 def quantization_config(config: GptqConfig) -> dict[str, Any]:

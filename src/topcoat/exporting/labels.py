@@ -1,7 +1,8 @@
-"""The proof of a model with a head for labels: transformers' own class loads it and says the same of each prompt."""
+"""A head for labels beside an adapter or in a model: its config, and the proof that transformers' class loads it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from topcoat.exporting.proof import Proof, compare
+from topcoat.files import write_file
 from topcoat.model.families import family_of
+from topcoat.model.load import Base
 from topcoat.model.score import SCORE
 
 
@@ -44,3 +47,12 @@ def prove_labels(
     model.eval()
     found = [model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits.float() for ids in prompts]
     return replace(compare([torch.cat(list(expected))], [torch.cat(found)], dtype), prompts=len(prompts))
+
+
+def write_head_config(base: Base, folder: Path) -> None:
+    """config.json beside the adapter: the base's own, with the head's labels. transformers builds its model from it."""
+    assert base.head is not None
+    config = base.source.config.to_dict()
+    config.pop("quantization_config", None)
+    config |= base.head.config()
+    write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")

@@ -20,6 +20,7 @@ from topcoat.adapters.files import load_adapter, save_adapter
 from topcoat.data.render import Renderer
 from topcoat.errors import TopcoatError
 from topcoat.exporting.companions import write_companions
+from topcoat.exporting.labels import write_head_config
 from topcoat.exporting.merge import outputs_of
 from topcoat.exporting.plain_lora import of_one_rank
 from topcoat.exporting.proof import Proof, compare
@@ -62,6 +63,8 @@ def export_peft(
         say(f"writing {adapters.config.method}" if plain is None else f"writing a LoRA of rank {rank} and scale 1")
         save_adapter(plain or adapters, folder, base.settings.path, identity)
         write_companions(base.source, base.tokenizer, folder, Renderer(base.tokenizer).template, generation=False)
+        if base.head is not None:
+            write_head_config(base, folder)
         say(f"proving it on {len(prompts)} held-out prompts")
         adapters.detach()
         load_adapter(base.model, folder, identity)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -33,20 +33,23 @@ class _Slab:
 
 @dataclass
 class Slabs:
-    """Tensors side by side on huge pages. A slab is free again when all that lies in it is."""
+    """Tensors side by side on huge pages.
+
+    Only the newest slab is kept here. The others live as long as a tensor that lies in them, so what has been replaced
+    by something larger gives its memory back.
+    """
 
     device: torch.device
-    slabs: list[_Slab] = field(default_factory=list)
+    newest: _Slab | None = None
 
     def empty(self, size: int, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor (size,): of a slab that has room, else of a new one; of its own where it is large."""
+        """An uninitialised tensor (size,): of the slab if it has room, else of a new one; a large one is by itself."""
         needed = -(-size * dtype.itemsize // LINE) * LINE
         if self.device.type != "cpu" or needed > SLAB // 2:
             return empty_huge(size, dtype, self.device)
-        slab = next((slab for slab in self.slabs if slab.used + needed <= SLAB), None)
-        if slab is None:
-            slab = _Slab(empty_huge(SLAB, torch.uint8, self.device))
-            self.slabs.append(slab)
+        slab = self.newest
+        if slab is None or slab.used + needed > SLAB:
+            slab = self.newest = _Slab(empty_huge(SLAB, torch.uint8, self.device))
         slab.used += needed
         return slab.memory[slab.used - needed : slab.used].view(dtype)[:size]
 

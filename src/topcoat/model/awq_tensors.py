@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from topcoat.model.gptq_tensors import IntegerTensor
-from topcoat.model.joined import broken, take_parts, total_bytes
+from topcoat.model.joined import broken, join, take_parts, total_bytes
 from topcoat.model.source import StoredTensor
 from topcoat.quant.base import QuantizedWeight
 from topcoat.quant.bits import pack_bits
@@ -56,15 +56,9 @@ def join_awq(tensors: Sequence[StoredTensor], facts: Mapping[str, Any]) -> list[
     Raises:
         TopcoatError: parts of a linear are missing or of another form.
     """
-    by_name = {tensor.name: tensor for tensor in tensors}
-    joined: list[StoredTensor] = []
-    used: set[str] = set()
-    for tensor in tensors:
-        if tensor.name.endswith(".qweight"):
-            path = tensor.name.removesuffix(".qweight")
-            joined.append(_linear(path, tensor, by_name, facts))
-            used |= {f"{path}.{part}" for part in ("qweight", "qzeros", "scales")}
-    return [tensor for tensor in tensors if tensor.name not in used] + joined
+    return join(
+        tensors, ("qweight", "qzeros", "scales"), lambda path, weight, by_name: _linear(path, weight, by_name, facts)
+    )
 
 
 def _linear(

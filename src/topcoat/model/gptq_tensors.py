@@ -24,7 +24,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from topcoat.model.joined import JoinedTensor, broken, take_parts, total_bytes
+from topcoat.model.joined import JoinedTensor, broken, join, take_parts, total_bytes
 from topcoat.model.source import StoredTensor
 from topcoat.quant.base import QuantizedWeight
 from topcoat.quant.bits import unpack_bits
@@ -94,15 +94,11 @@ def join_gptq(tensors: Sequence[StoredTensor], facts: Mapping[str, Any]) -> list
     Raises:
         TopcoatError: parts of a linear are missing or of another form.
     """
-    by_name = {tensor.name: tensor for tensor in tensors}
-    joined: list[StoredTensor] = []
-    used: set[str] = set()
-    for tensor in tensors:
-        if tensor.name.endswith(".qweight"):
-            path = tensor.name.removesuffix(".qweight")
-            joined.append(_linear(path, tensor, by_name, facts))
-            used |= {f"{path}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
-    return [tensor for tensor in tensors if tensor.name not in used] + joined
+    return join(
+        tensors,
+        ("qweight", "qzeros", "scales", "g_idx"),
+        lambda path, weight, by_name: _linear(path, weight, by_name, facts),
+    )
 
 
 def _linear(

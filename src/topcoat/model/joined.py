@@ -6,7 +6,7 @@ It reads back as numbers, or is handed over as it lies where the file's own form
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,23 @@ class JoinedTensor(StoredTensor):
 
     def form(self) -> QuantConfig:
         return self.config
+
+
+def join(
+    tensors: Sequence[StoredTensor],
+    parts: Sequence[str],
+    linear: Callable[[str, StoredTensor, Mapping[str, StoredTensor]], JoinedTensor],
+) -> list[StoredTensor]:
+    """`tensors`, each linear with a `.qweight` as one: `linear(path, qweight, by_name)` makes it of its `parts`."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    joined: list[StoredTensor] = []
+    used: set[str] = set()
+    for tensor in tensors:
+        if tensor.name.endswith(".qweight"):
+            path = tensor.name.removesuffix(".qweight")
+            joined.append(linear(path, tensor, by_name))
+            used |= {f"{path}.{part}" for part in parts}
+    return [tensor for tensor in tensors if tensor.name not in used] + joined
 
 
 def take_parts(

@@ -27,6 +27,8 @@ def format_by_choice(recipe: Recipe, facts: Facts) -> str | None:
     quantization = recipe.model.quantization
     if quantization is None or quantization.format not in ("fp4", "int4", "int3", "int2"):
         return None
+    if recipe.adapter.method == "qalora":  # it merges into integers: they are what it is for
+        return None
     worse = "fewer bits cost quality" if quantization.format in ("int2", "int3") else "nf4 is more exact at its size"
     return f"model.quantization.format is {quantization.format}: {worse}; topcoat quantize --report measures both"
 

@@ -134,6 +134,7 @@ SYNONYMS: dict[str, Synonym] = {
     "lora_modules_to_save": Synonym("adapter.modules_to_save"),
     "peft_use_rslora": Synonym("adapter.use_rslora"),
     "use_dora": Synonym("adapter.method", flag({"adapter.method": "dora"})),
+    "use_qalora": Synonym("adapter.method", flag({"adapter.method": "qalora"})),
     "peft_use_dora": Synonym("adapter.method", flag({"adapter.method": "dora"})),
     "peft_layers_to_transform": Synonym("adapter.layers_to_transform"),
     "peft_init_lora_weights": Synonym("adapter.init_lora_weights"),

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from topcoat.data.checks.figures import Histogram
-from topcoat.report.curves import INK, RULE, TRAIN, VALIDATION, for_page
+from topcoat.report.drawing import INK, RULE, TRAIN, VALIDATION, drawing
 from topcoat.units import show_count
 
 MOST_LABELS = 20
@@ -46,14 +42,14 @@ def length_bars(lengths: Histogram, limit: int | None, *, name: str, inches: tup
                 va="top",
             )
 
-    return _svg(draw, name, inches)
+    return drawing(draw, name, inches, grid=False)
 
 
 def label_bars(labels: Mapping[str, int], *, name: str) -> str:
     """Rows of the most frequent labels, one bar each, and one for all the others; SVG text."""
     shown = dict(list(labels.items())[:MOST_LABELS])
     rest = list(labels.values())[MOST_LABELS:]
-    texts = [_cut(label) for label in shown] + ([f"{len(rest):,} others, mean"] if rest else [])
+    texts = [shortened(label) for label in shown] + ([f"{len(rest):,} others, mean"] if rest else [])
     counts = [*shown.values(), *([sum(rest) / len(rest)] if rest else [])]
 
     def draw(axes: Axes) -> None:
@@ -65,7 +61,7 @@ def label_bars(labels: Mapping[str, int], *, name: str) -> str:
         axes.set_xlabel("rows", color=INK)
         axes.grid(axis="x", color=RULE, linewidth=0.7)
 
-    return _svg(draw, name, (8, 0.8 + 0.24 * len(counts)))
+    return drawing(draw, name, (8, 0.8 + 0.24 * len(counts)), grid=False)
 
 
 def stacked_bars(bars: Mapping[str, Mapping[str, int]], mark: int | None, *, name: str) -> str:
@@ -90,27 +86,10 @@ def stacked_bars(bars: Mapping[str, Mapping[str, int]], mark: int | None, *, nam
             axes.axvline(mark / unit, color=VALIDATION, linewidth=1.6)
             axes.text(mark / unit, -0.58, "measured ", color=VALIDATION, va="bottom", ha="right")
 
-    return _svg(draw, name, (8, 0.9 + 0.6 * len(bars)))
+    return drawing(draw, name, (8, 0.9 + 0.6 * len(bars)), grid=False)
 
 
-def _cut(label: str) -> str:
+def shortened(label: str) -> str:
     """One short line of what XML can hold."""
     text = "".join(c for c in " ".join(label.split()) if c.isprintable()) or "(empty)"
     return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
-
-
-def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
-        figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.tick_params(color=RULE, labelcolor=INK, length=0, pad=5)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(RULE)
-        text = io.StringIO()
-        with warnings.catch_warnings():  # text stays text: the reader's fonts draw it, not matplotlib's
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return for_page(text.getvalue(), name)

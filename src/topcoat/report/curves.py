@@ -1,34 +1,20 @@
-"""The curves of a run as inline SVG: drawn by matplotlib, coloured by the page around them.
-
-Colours that matplotlib writes are stand-ins: `for_page` turns them into `currentColor` and CSS variables, so one
-drawing serves light and dark pages. Text stays text (it takes the page's font), ids are salted by the drawing's name
-(two inline drawings share one id space), and everything that would name another resource is taken out.
-"""
+"""The curves of a run over its steps, as inline SVG."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from topcoat.report.drawing import INK, TRAIN, VALIDATION, drawing
 
 Points = list[tuple[float, float]]
 """(step, value) pairs, both finite, steps rising."""
 
-PAGE_COLOURS = {
-    "#000001": "currentColor",
-    "#000002": "var(--rule)",
-    "#000003": "var(--train)",
-    "#000004": "var(--validation)",
-}
-INK, RULE, TRAIN, VALIDATION = PAGE_COLOURS
 MOST_POINTS = 800
 """A longer curve is drawn by the means of this many equal spans of steps: more would not show and weigh megabytes."""
 LOG_FROM = 20
@@ -113,10 +99,9 @@ def small_curve(curve: Points, *, label: str, name: str, inches: tuple[float, fl
 
 
 def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
-    """One pair of axes, drawn on by `draw`, as SVG for the page. matplotlib's own settings are left as found."""
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
-        figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.add_subplot()
+    """What `draw` draws over the steps."""
+
+    def over_steps(axes: Axes) -> None:
         draw(axes)
         axes.set_xlabel("step", color=INK)
         axes.yaxis.label.set_color(INK)
@@ -129,26 +114,5 @@ def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=8))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.tick_params(color=RULE, labelcolor=INK, length=0, pad=5)
-        axes.grid(axis="y", color=RULE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(RULE)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return for_page(text.getvalue(), name)
 
-
-def for_page(svg: str, name: str) -> str:
-    """matplotlib's file as an inline element: sized by CSS, coloured by the page, naming nothing outside it."""
-    head, rest = svg[svg.index("<svg") :].split(">", 1)
-    rest = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", rest, flags=re.DOTALL)
-    rest = re.sub(r"<g id=\"[^\"]*\"(?: /|/)?>", lambda group: "<g/>" if group[0].endswith("/>") else "<g>", rest)
-    box = re.search(r'viewBox="([^"]*)"', head)
-    svg = f'<svg viewBox="{box[1] if box else "0 0 576 230"}" role="img" aria-label="{name}">{rest}'
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
-    for stand_in, colour in PAGE_COLOURS.items():
-        svg = svg.replace(stand_in, colour)
-    return svg.strip()
+    return drawing(over_steps, name, inches)

@@ -5,23 +5,20 @@ It stands alone: no script, no font, no image from elsewhere, and a content poli
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from topcoat.report.curves import INK, RULE, TRAIN, VALIDATION, for_page
+from topcoat.report.drawing import INK, TRAIN, VALIDATION, drawing
 from topcoat.units import show_bytes, show_percent, show_seconds
 
 TEMPLATE = Path(__file__).parent / "quantize.html.jinja"
@@ -42,8 +39,8 @@ def render(report: Json) -> str:
         text=Path(report["text"]).name,
         tokens=f"{formats[0]['tokens']:,}" if formats else "0",
         rows=[row(one, formats[0]) for one in formats],
-        trade=Markup(_svg(lambda axes: _trade(axes, formats), "perplexity over bits", (8, 3.4))),
-        blocks=Markup(_svg(lambda axes: _blocks(axes, formats), "error by block", (8, 3.8))),
+        trade=Markup(drawing(lambda axes: _trade(axes, formats), "perplexity over bits", (8, 3.4))),
+        blocks=Markup(drawing(lambda axes: _blocks(axes, formats), "error by block", (8, 3.8))),
         kinds=[one["name"] for one in _quantized(formats)],
         by_kind=by_kind,
     )
@@ -162,19 +159,3 @@ def _blocks(axes: Axes, formats: Sequence[Json]) -> None:
     axes.set_xlabel("block", color=INK)
     axes.set_ylabel("error of the weights, %", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-
-
-def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
-        figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.tick_params(color=RULE, labelcolor=INK, length=0, pad=5, which="both")
-        axes.grid(axis="y", color=RULE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(RULE)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return for_page(text.getvalue(), name)

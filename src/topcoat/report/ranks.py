@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from topcoat.adapters.patterns import layer_number
-from topcoat.report.bars import _cut, _svg
-from topcoat.report.curves import INK, TRAIN, points, small_curve
+from topcoat.report.bars import shortened
+from topcoat.report.curves import points, small_curve
+from topcoat.report.drawing import INK, TRAIN, drawing
 from topcoat.units import show_count
 
 Grid = list[list[float | None]]
@@ -38,7 +39,7 @@ def rank_pictures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     final = _by_layer(last, modules, layers)
     steps = sorted(told)
     moves: Grid = [[_mean(told[step], module) for step in steps] for module in modules]
-    names, columns = [_cut(module) for module in modules], [str(layer) for layer in layers]
+    names, columns = [shortened(module) for module in modules], [str(layer) for layer in layers]
     title = "rank of each linear at the end, by layer and module"
     drawn = rank_grid(final, names, columns, most, name=title, below="layer")
     moved = rank_grid(
@@ -113,4 +114,4 @@ def rank_grid(
         axes.set_xlabel(below, color=INK)
         axes.spines["bottom"].set_visible(False)
 
-    return _svg(draw, name, (wide, 0.7 + (0.3 if wide > 4 else 0.18) * len(rows)))
+    return drawing(draw, name, (wide, 0.7 + (0.3 if wide > 4 else 0.18) * len(rows)), grid=False)

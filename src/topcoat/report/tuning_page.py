@@ -5,19 +5,16 @@ It stands alone: no script, no font, no image from elsewhere, and a content poli
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from topcoat.report.curves import INK, RULE, TRAIN, VALIDATION, for_page
+from topcoat.report.drawing import INK, TRAIN, VALIDATION, drawing
 from topcoat.units import show_seconds
 
 TEMPLATE = Path(__file__).parent / "tuning.html.jinja"
@@ -74,7 +71,7 @@ def range_drawing(test: Mapping[str, Any]) -> str:
         axes.set_xlabel("learning rate", color=INK)
         axes.set_ylabel("loss, smoothed", color=INK)
 
-    return _svg(draw, "learning-rate range test", (8, 2.8))
+    return drawing(draw, "learning-rate range test", (8, 2.8))
 
 
 def rung_drawing(trials: Sequence[Json], best: int) -> str:
@@ -102,7 +99,7 @@ def rung_drawing(trials: Sequence[Json], best: int) -> str:
         axes.set_ylabel("loss", color=INK)
         axes.legend(frameon=False, labelcolor=INK, loc="upper right")
 
-    return _svg(draw, "trials by rung", (8, 3.2))
+    return drawing(draw, "trials by rung", (8, 3.2))
 
 
 def setting_drawing(name: str, span: str, trials: Sequence[Json], best: Json, log: bool) -> str:
@@ -142,7 +139,7 @@ def setting_drawing(name: str, span: str, trials: Sequence[Json], best: Json, lo
         axes.set_xlabel(name, color=INK)
         axes.set_ylabel("loss", color=INK)
 
-    return _svg(draw, f"loss by {name}", (8, 2.6))
+    return drawing(draw, f"loss by {name}", (8, 2.6))
 
 
 def _edge(trials: Sequence[Json]) -> float:
@@ -176,20 +173,3 @@ def _log_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
-        figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.tick_params(color=RULE, labelcolor=INK, length=0, pad=5)
-        axes.grid(axis="y", color=RULE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(RULE)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return for_page(text.getvalue(), name)

@@ -12,13 +12,13 @@ from topcoat.adapters.files import save_adapter
 from topcoat.adapters.settings import FullConfig
 from topcoat.data.render import Renderer
 from topcoat.exporting.companions import write_companions
+from topcoat.exporting.labels import write_head_config
 from topcoat.exporting.merge import outputs_of, prove, write_model
 from topcoat.files import discard, publish_directory, write_file
 from topcoat.model.load import Base
 from topcoat.report.card import model_card
 from topcoat.report.page import write_report
 from topcoat.runs.folder import RunFolder, read_json, write_json
-from topcoat.runs.labelling import write_head_config
 from topcoat.runs.listener import Listener
 from topcoat.runs.scoring import Scores
 from topcoat.runs.session import Session
@@ -58,7 +58,7 @@ def finish(session: Session, before: Scores, progress: Progress, listener: Liste
         "best_step": progress.best_step,
         "skipped_steps": progress.skipped_steps,
         "ended": progress.ended,
-        "merge": read_json(folder.results).get("merge"),  # of an earlier end of this run
+        **{made: read_json(folder.results).get(made) for made in ("merge", "exports")},  # of an earlier end of this run
         "samples": [
             {"prompt": q.prompt, "reference": q.reference, "base": b, "adapter": a}
             for q, b, a in zip(questions, before.answers, tuned.answers, strict=True)

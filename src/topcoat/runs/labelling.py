@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from topcoat.data.labels import Labels
 from topcoat.data.render import DOCUMENT
 from topcoat.errors import TopcoatError
 from topcoat.exporting.labels import label_logits_of
-from topcoat.files import write_file
 from topcoat.model.load import Base
 from topcoat.model.score import SCORE, put_score_head, read_label_head
 from topcoat.runs.conversation import Chat
@@ -46,15 +44,6 @@ def put_head_of(base: Base, folder: Path) -> None:
     """Put the head on the model that the finished adapter (or model) in `folder` was trained with."""
     objective, names = read_label_head(folder)
     put_score_head(base, objective, names)
-
-
-def write_head_config(base: Base, folder: Path) -> None:
-    """config.json beside the adapter: the base's own, with the head's labels. transformers builds its model from it."""
-    assert base.head is not None
-    config = base.source.config.to_dict()
-    config.pop("quantization_config", None)
-    config |= base.head.config()
-    write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
 
 
 class Labeller(Chat):

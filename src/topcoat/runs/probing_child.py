@@ -33,6 +33,12 @@ class Measured(Exception):
 
 def measure(session: Session) -> None:
     """The largest micro batch once more, timed. Raises Measured."""
+    if session.progress.micro_batch_tokens is not None:
+        raise Refused(
+            "the largest micro batch does not fit into memory: it was halved before it could be measured",
+            where="train.micro_batch_tokens",
+            fix=f"write {session.progress.micro_batch_tokens}, which did fit",
+        )
     batch = session.plan.steps.worst()
     with private_randomness():
         training = session.loop(lambda done, figures: None)

@@ -49,7 +49,8 @@ def load_base_for_training(
     if config is not None and needs_rows(config) and not folder.recipe.exists():
         if folder.rounded.exists():  # of a start that died before it was written down what it was rounded for
             discard(folder.rounded)
-        listener.say(round_into(folder.rounded, recipe.model, recipe.data, recipe.seed, listener, check))
+        objective = recipe.train.objective
+        listener.say(round_into(folder.rounded, recipe.model, recipe.data, recipe.seed, listener, check, objective))
     return load_base(recipe.model, folder)
 
 
@@ -60,11 +61,12 @@ def round_into(
     seed: int,
     listener: Listener,
     check: Callable[[], None] = lambda: None,
+    objective: str = "sft",
 ) -> str:
     """Round what `model.quantization` asks for into the directory `out`, and say in one line how that went."""
     source = open_source(model)
     assert model.quantization is not None
-    rows = calibration_rows(source, model, data, rows_asked(model.quantization), seed, listener, check)
+    rows = calibration_rows(source, model, data, rows_asked(model.quantization), seed, listener, check, objective)
     if (few := few_tokens(source, rows)) is not None:
         listener.say(f"warning: {few}")
     with listener.progress("calibrating", source.config.num_hidden_layers) as advance:
@@ -97,12 +99,19 @@ def calibration_rows(
     seed: int,
     listener: Listener,
     check: Callable[[], None] = lambda: None,
+    objective: str = "sft",
 ) -> list[list[int]]:
     """Token ids of `count` training rows (all, where there are fewer), drawn by `seed`; rendered as training does."""
     tokenizer = source.tokenizer()
     set_chat_template(tokenizer, model.chat_template)
     loaded = load_data(
-        data, tokenizer, context_length=context_length(source.config), seed=seed, bar=listener.progress, check=check
+        data,
+        tokenizer,
+        context_length=context_length(source.config),
+        seed=seed,
+        objective=objective,
+        bar=listener.progress,
+        check=check,
     ).train
     drawn = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(seed))[:count]
     return [loaded[int(at)].input_ids for at in drawn]

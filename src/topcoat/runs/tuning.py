@@ -193,6 +193,7 @@ class _Search:
             base.tokenizer,
             context_length=room_for_text(base.context_length, self.recipe),
             seed=self.recipe.seed,
+            objective=self.recipe.train.objective,
             vocab_rows=base.vocab_rows,
             bar=self.listener.progress,
             check=self.stop.check,

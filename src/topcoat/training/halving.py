@@ -26,6 +26,7 @@ _ALLOCATORS = (
     "can't allocate memory",
     "could not create a memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
 )
 """What a plain RuntimeError says that is about memory: torch's CPU allocator, oneDNN's buffers, cuBLAS's workspace."""
 
@@ -67,7 +68,7 @@ def half(error: Exception, batches: Sequence[Batch]) -> int:
     worst = max(batches, key=lambda batch: batch.input_ids.numel())
     positions = worst.input_ids.numel()
     if len(worst.rows) > 1:
-        return positions // 2
+        return min(positions // 2, worst.n_tokens - 1)  # below what it holds, however much of it is filling
     raise Refused(
         f"one example of {positions:,} tokens does not fit into memory by itself: {first_line(error)}",
         where="data.max_length",
