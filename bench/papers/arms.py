@@ -67,7 +67,7 @@ def recipe_of(spec: Mapping[str, Any]) -> Recipe:
             "adapter": spec["adapter"],
             "data": {"train": spec["train"], "validation": spec["validation"], "cache": False},
             "train": given,
-            "evaluate": {"max_new_tokens": spec.get("max_new_tokens", 16)},
+            "evaluate": {"max_new_tokens": spec.get("max_new_tokens", 24)},
             "output": "nowhere",
             "seed": spec["seed"],
         }

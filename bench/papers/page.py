@@ -168,7 +168,8 @@ def _draw(axes: Any, chart: Chart, color: str) -> None:
         axes.margins(x=0.15)
         return
     shades = (color, *(shade for shade in SHADES if shade != color))
-    for (name, points), shade in zip(chart.lines.items(), shades, strict=False):
+    drawn = {name: points for name, points in chart.lines.items() if points}
+    for (name, points), shade in zip(drawn.items(), shades, strict=False):
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=shade, label=name)
     axes.set_xlabel(chart.x)
     if chart.log:
