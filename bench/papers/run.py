@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lab = Lab(options.cache, options.quick, options.seeds, options.again)
         lab.threads = options.threads or lab.threads
         print(
-            f"{experiment.section} {experiment.title} (about {experiment.minutes} minutes on two quiet cores)",
+            f"{experiment.section} {experiment.title} (estimated: {experiment.minutes} minutes on two quiet cores)",
             flush=True,
         )
         began = time.monotonic()
