@@ -159,6 +159,11 @@ def test_the_integers_of_a_qalora_are_in_the_file_as_they_were_trained(trained_o
     assert (grouped.flatten(1) - layer.merged_weight()).abs().max() <= low.abs().max() * 2**-11 + 1e-6
 
 
+def test_integers_that_blocks_cannot_hold_are_exported_in_16_bits(trained_on, prompts, tmp_path):
+    base, adapters = trained_on("qwen2", IntConfig(group_size=16), QaloraConfig(r=1, qalora_group_size=16))
+    assert not export_gguf(base, adapters, tmp_path / "out", None, prompts, quiet).exact
+
+
 def test_beside_the_integers_nothing_is_rounded(trained_on, prompts, tmp_path):
     base, adapters = trained_on("llama", IntConfig(), QaloraConfig(r=2, target_modules=["q_proj"]))
     done = export_gguf(base, adapters, tmp_path / "out", None, prompts, quiet)

@@ -117,6 +117,13 @@ def test_a_time_that_is_too_short_still_gives_one_trial_its_first_measurement(re
     assert [list(trial.losses) for trial in tuned.tried] == [[1]]
 
 
+def test_values_that_every_trial_is_refused_for_end_the_search_with_the_reason(recipe):
+    began = time.monotonic()
+    with pytest.raises(TopcoatError, match="q_prj"):
+        tune(recipe, "target_modules=q_prj/v_prj", "90s")
+    assert time.monotonic() - began < 60
+
+
 def test_an_interrupted_search_goes_on_where_it_stopped(recipe, ear):
     stopping = ear(lambda heard: heard["label"] == "trial 1" and heard["done"] == 2)
     with pytest.raises(Interrupted) as caught:

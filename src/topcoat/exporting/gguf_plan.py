@@ -15,6 +15,7 @@ from torch import Tensor
 
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.base import Adapter
+from topcoat.adapters.qalora import Qalora
 from topcoat.data.render import Renderer
 from topcoat.exporting.gguf_file import FLOATS, Slot, encode, kind_of
 from topcoat.exporting.gguf_layout import GgufLayout, layout_of
@@ -42,7 +43,8 @@ class GgufPlan:
         self.layout: GgufLayout = layout_of(base.source.config)
         self.linears = linears_of(base, adapters)
         own = _NAMES[output_dtype(base)]
-        fits = _all_integers(self.linears)
+        inside = f"{self.layout.family.blocks}."
+        fits = _all_fit({path: module for path, module in self.linears.items() if path.startswith(inside)})
         self.kind = wanted or ("Q4_1" if fits else "F16" if own == "F32" else own)
         self.exact = self.kind == "Q4_1" and fits
         self.stored = {t.name: t for t in base.source.tensors() if isinstance(t, GgufTensor)}
@@ -67,9 +69,12 @@ class GgufPlan:
         return kind_of(name, shape, own if self.exact else self.kind)
 
     def is_integers(self, hf: str) -> bool:
-        """Whether this tensor is written as the integers that it is, with no rounding to a grid."""
+        """Whether this tensor is written as the integers that it is, with no rounding to a grid.
+
+        True also of a QA-LoRA's that do not fit: they were trained to be exact, so writing them says what is wrong.
+        """
         module = self.linears.get(hf.removesuffix(".weight")) if hf.endswith(".weight") else None
-        return self.kind == "Q4_1" and module is not None and _has_integers(module)
+        return self.kind == "Q4_1" and module is not None and (isinstance(module, Qalora) or _fits(module))
 
     def copied(self, hf: str) -> GgufTensor | None:
         """The tensor of the base's own GGUF, where the file holds it byte for byte."""
@@ -134,9 +139,11 @@ class GgufPlan:
         return vocabulary_metadata(self.base.tokenizer, rows, renderer.template, stops)
 
 
-def _has_integers(module: FrozenLinear | Adapter) -> bool:
-    return merged_integers(module) is not None
+def _fits(module: FrozenLinear | Adapter) -> bool:
+    found = merged_integers(module)
+    return found is not None and found.fits_blocks()
 
 
-def _all_integers(linears: Mapping[str, FrozenLinear | Adapter]) -> bool:
-    return bool(linears) and all(_has_integers(module) for module in linears.values())
+def _all_fit(linears: Mapping[str, FrozenLinear | Adapter]) -> bool:
+    """Whether every linear of the blocks is integers that Q4_1 holds."""
+    return bool(linears) and all(_fits(module) for module in linears.values())

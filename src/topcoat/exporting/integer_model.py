@@ -30,7 +30,9 @@ QUANTIZATION = METHOD
 
 def keeps_integers(base: Base, adapters: Adapters) -> bool:
     """Whether a merge of `adapters` leaves integer weights integers; a head of labels is for transformers to load."""
-    return isinstance(adapters.config, QaloraConfig) and base.head is None
+    if not isinstance(adapters.config, QaloraConfig) or base.head is not None:
+        return False
+    return any(merged_integers(layer) is not None for layer in adapters.layers.values())
 
 
 def dtype_beside(base: Base) -> torch.dtype:

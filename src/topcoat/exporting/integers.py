@@ -41,6 +41,10 @@ class Integers:
         """S."""
         return self.codes.shape[1] // self.scale.shape[1]
 
+    def fits_blocks(self) -> bool:
+        """Whether Q4_1 holds these scales as they are, and every block of it lies inside one group."""
+        return self.group % BLOCK == 0 and torch.equal(self.scale.half().float(), self.scale)
+
     def dense(self) -> Tensor:
         """(O, I) float32, as every reader rebuilds it: product first, then the sum, each rounded once."""
         grouped = self.codes.float().unflatten(1, (-1, self.group))

@@ -54,6 +54,8 @@ from topcoat.units import show_seconds
 
 PAGE_SECONDS, PAGE_SHARE = 3.0, 0.05
 """Of the time, kept for the page: the lesser of the two."""
+IN_VAIN = 3
+"""Trials refused one after the other that end a search."""
 OBJECTIVES = ("sft", "completion")
 TEST_SHARE = 0.15
 """Of the time, for the range test."""
@@ -123,6 +125,7 @@ class _Search:
         self.enough = seconds - min(PAGE_SECONDS, PAGE_SHARE * seconds)
         self.study = Study(folder / JOURNAL, recipe.seed)
         self.searched = space
+        self.in_vain = 0  # trials refused since the last that was measured
 
     def used(self) -> float:
         """Seconds of this call and those before it."""
@@ -256,13 +259,14 @@ class _Search:
                 return "pruned"
             return "the time is up" if self.used() >= self.enough else ""
 
+        refused: TopcoatError | None = None
         try:
             made = with_values(self.recipe, values, epochs=passes, max_steps=None)
             said = run_trial(bench, made, f"trial {trial.number}", at_rung)
         except TopcoatError as error:
             if isinstance(error, Interrupted):
                 raise
-            said = str(error).split("\n")[0]
+            refused, said = error, str(error).split("\n")[0]
         if said == "stopped" and 9 not in losses:
             self.study.interrupted(trial)
             return
@@ -270,6 +274,9 @@ class _Search:
             self.study.finished(trial, losses[9])
         else:
             self.study.pruned(trial)
+        self.in_vain = 0 if losses else self.in_vain + 1
+        if refused is not None and self.in_vain >= IN_VAIN:  # the values themselves are wrong: no budget mends that
+            raise refused
         shown = f"loss {losses[max(losses)]:.4f} at {max(losses)}/9" if losses else "not measured"
         seconds = show_seconds(time.monotonic() - began)
         self.listener.say(
