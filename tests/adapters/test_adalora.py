@@ -220,6 +220,21 @@ def test_miss_is_written_as_a_plain_lora_too_and_what_is_none_is_refused(load, l
         as_lora(attach(load().model, DoraConfig(r=2)))
 
 
+def test_a_lora_of_several_ranks_and_scales_is_padded_to_one_of_each(load, logits, train_a_little, tmp_path):
+    model = load().model
+    adapters = attach(
+        model, LoraConfig(r=2, rank_pattern={"q_proj": 5}, alpha_pattern={"v_proj": 7.0}, use_rslora=True)
+    )
+    train_a_little(adapters)
+    plain = as_lora(adapters, pad=True)
+    assert {len(layer.lora_A) for layer in plain.layers.values()} == {5}
+    assert {layer.scale for layer in plain.layers.values()} == {1.0}
+    save_adapter(plain, tmp_path, "tiny")
+    again = load().model
+    load_adapter(again, tmp_path)
+    assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
+
+
 def test_settings_that_leave_nothing_to_share_out_are_refused():
     for init_r, target_r in ((8, 8), (8, 12)):
         with pytest.raises(ValueError, match=f"target_r is {target_r}, and init_r 8 leaves no rank to take away"):

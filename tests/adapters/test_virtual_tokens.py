@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, MambaConfig, PreTrainedModel
 
-from topcoat.adapters.as_lora import as_lora
+from topcoat.adapters.as_lora import as_lora, require_factors
 from topcoat.adapters.attach import Adapters, attach
 from topcoat.adapters.prefix_tuning import Prefix
 from topcoat.adapters.prompt_methods import PROMPTS
@@ -30,7 +30,6 @@ from topcoat.data.batches import Batch, packed, padded
 from topcoat.data.render import Example
 from topcoat.data.rows import Row
 from topcoat.errors import TopcoatError
-from topcoat.exporting.plain_lora import require_factors
 from topcoat.model.attention import register
 from topcoat.model.generate import generate
 from topcoat.model.tiny import tiny_model, tiny_tokenizer

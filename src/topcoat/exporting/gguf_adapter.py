@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topcoat.adapters.as_lora import Factors, require_factors
 from topcoat.adapters.attach import Adapters, place
 from topcoat.adapters.lora import Lora
 from topcoat.adapters.settings import LoraConfig
 from topcoat.errors import Problem, Refused, TopcoatError
 from topcoat.exporting.gguf_file import FLOATS, Slot, encode, write_gguf
 from topcoat.exporting.gguf_layout import GgufLayout, layout_of
-from topcoat.exporting.plain_lora import Factors, require_factors
 from topcoat.exporting.proof import Proof, compare, logits_of
 from topcoat.files import publish_directory, write_file
 from topcoat.model.gguf_header import read_header

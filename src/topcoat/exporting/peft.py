@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from topcoat.adapters.as_lora import as_lora, is_lora
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.files import load_adapter, save_adapter
 from topcoat.data.render import Renderer
@@ -22,7 +23,6 @@ from topcoat.errors import TopcoatError
 from topcoat.exporting.companions import write_companions
 from topcoat.exporting.labels import write_head_config
 from topcoat.exporting.merge import outputs_of
-from topcoat.exporting.plain_lora import of_one_rank
 from topcoat.exporting.proof import Proof, compare
 from topcoat.files import publish_directory, write_file
 from topcoat.model.load import Base
@@ -56,7 +56,7 @@ def export_peft(
         raise TopcoatError("there are no prompts to prove the files on", fix="give at least one, as token ids")
     base.model.eval()
     expected = outputs_of(base, prompts)
-    plain = of_one_rank(adapters)
+    plain = as_lora(adapters, pad=True) if is_lora(adapters) else None
     identity = base.identity.model_dump()
     with publish_directory(out) as folder:
         rank = plain.config.model_dump()["r"] if plain is not None else None
