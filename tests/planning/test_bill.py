@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from topcoat.adapters.attach import attach
-from topcoat.adapters.settings import FullConfig, LoraConfig
+from topcoat.adapters.files import adapter_tensors
+from topcoat.adapters.settings import AdaloraConfig, DoraConfig, FullConfig, LoraConfig, VeraConfig
 from topcoat.errors import Refused
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings
-from topcoat.planning.bill import Bill, Line
+from topcoat.model.tiny import tiny_config
+from topcoat.planning.architecture import architecture_of
+from topcoat.planning.bill import Bill, Line, group_bytes
+from topcoat.planning.devices import DEVICES
+from topcoat.planning.estimate import estimate
 from topcoat.planning.loaded import loaded_counts
+from topcoat.planning.request import Request
 from topcoat.planning.sizes import Setup, bill_of
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.settings import DenseConfig, Int8Config, Nf4Config
 from topcoat.training.optimizers.choices import make_optimizer
 from topcoat.training.optimizers.sizes import SLICE
+from topcoat.training.ranks import rank_allocation
 from topcoat.training.settings import TrainSettings
 
 QUANTIZATIONS = [None, DenseConfig(format="bf16"), Nf4Config(), Int8Config()]
@@ -80,6 +88,57 @@ def test_recomputing_blocks_and_fewer_tokens_cost_less(tiny_llama):
 
     assert activations(recomputed=True) < activations()
     assert activations(tokens=50) * 2 == activations(tokens=100)
+
+
+def test_adalora_s_scores_are_billed_as_they_are_kept(tiny_llama):
+    made, lines, _, adapters = billed(tiny_llama, config=AdaloraConfig(init_r=5, target_r=3))
+    kept = [t for t in rank_allocation(adapters, 100).state().values() if t.is_floating_point()]
+    assert lines["importance scores"] == sum(t.nbytes for t in kept) == 8 * adapters.count()
+    said = next(line.note for line in made.lines if line.name == "importance scores")
+    assert said == f"two in fp32 for each of {adapters.count():,}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, init_lora_weights="pissa"),
+        LoraConfig(r=4, init_lora_weights="olora", freeze_lora_a=True),
+        LoraConfig(r=4, freeze_lora_a=True),
+        VeraConfig(r=8),
+        DoraConfig(r=4),
+    ],
+    ids=["pissa", "olora with a frozen A", "frozen A", "vera", "dora"],
+)
+def test_what_an_adapter_holds_without_training_it_is_billed_in_fp32(tiny_llama, config):
+    _, lines, model, adapters = billed(tiny_llama, config=config)
+    ours = {p.data_ptr() for p in adapters.parameters().values()}
+    held = {
+        t.data_ptr(): t.nbytes
+        for layer in adapters.layers.values()
+        for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+        if t.data_ptr() not in ours
+    }
+    assert lines["adapter's frozen matrices"] == sum(held.values()) > 0
+    assert lines["gradients"] == sum(p.nbytes for p in adapters.parameters().values())
+    dense = lines["embeddings and head"] + lines["norms and biases"]
+    assert dense == sum(p.nbytes for p in model.parameters() if p.data_ptr() not in ours | set(held))
+    assert group_bytes(lines)["what trains"] >= 3 * lines["gradients"] + sum(held.values())
+    file = adapter_tensors(adapters)
+    numbers = sum(t.numel() for t in file.values())
+    counted = loaded_counts(model, adapters.parameters()).file_numbers
+    assert numbers <= counted <= 1.2 * numbers  # DoRA: the rows' lengths are in no file
+
+
+def test_a_file_of_twice_the_rank_takes_more_to_write_and_to_merge():
+    architecture = architecture_of(tiny_config("llama").to_dict(), "x")
+    made = Request(architecture, LoraConfig(r=4), None, TrainSettings(), "fp32", 64, DEVICES[0], 2**40)
+    plain = estimate(made)
+    folded = estimate(replace(made, adapter=LoraConfig(r=4, init_lora_weights="pissa")))
+    P = plain.counts.trained_numbers
+    assert folded.counts.file_numbers == 2 * P
+    assert folded.phases["merge"] - plain.phases["merge"] == 4 * P
+    wrote = {name: made.phases["save"] - made.phases["evaluate"] for name, made in (("p", plain), ("f", folded))}
+    assert wrote["f"] - wrote["p"] == 8 * P  # its tensors are made on the device; host memory takes the rest
 
 
 def test_the_moments_are_billed_as_the_optimizer_keeps_them(tiny_llama):

@@ -36,6 +36,8 @@ CONFIGS = [
     LoraConfig(r=4, modules_to_save=["lm_head"]),
     AdaloraConfig(init_r=5, target_r=3),
     IecConfig(r=4),
+    LoraConfig(r=4, init_lora_weights="olora"),
+    LoraConfig(r=4, init_lora_weights="pissa_niter_2", freeze_lora_a=True),
     FullConfig(),
 ]
 
@@ -50,7 +52,7 @@ def test_a_config_says_how_many_parameters_its_model_has(name):
     assert architecture_of(model.config.to_dict(), name).parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["all", "two", "head", "adalora", "iec", "full"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["all", "two", "head", "adalora", "iec", "olora", "pissa-fa", "full"])
 @pytest.mark.parametrize("name", TINY_TYPES)
 def test_a_plan_from_the_config_is_the_bill_of_the_loaded_model(name, config):
     register()
@@ -85,10 +87,15 @@ def test_weights_are_counted_as_they_are_stored(name, stored, tmp_path):
     assert planned == loaded_counts(base.model, adapters.parameters())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_counted_as_it_is_attached(method):
-    own = {"miss": {"r": 8}, "qalora": {"r": 2}}
-    config = TypeAdapter(Adapter).validate_python({"method": method} | own.get(method, {}))
+OWN = {"miss": {"r": 8}, "qalora": {"r": 2}}
+EVERY = [(method, OWN.get(method, {})) for method in METHODS]
+EVERY += [("qalora", {"r": 2, "freeze_lora_a": True}), ("dora", {"r": 4, "freeze_lora_a": True})]
+EVERY += [("lora", {"r": 4, "init_lora_weights": "pissa", "rank_pattern": {"q_proj": 6}})]
+
+
+@pytest.mark.parametrize(("method", "own"), EVERY)
+def test_every_method_is_counted_as_it_is_attached(method, own):
+    config = TypeAdapter(Adapter).validate_python({"method": method} | own)
     model = tiny_model("llama")
     if method == "qalora":  # stands on integers only
         for path, linear in block_linears(model).items():
@@ -96,7 +103,9 @@ def test_every_method_is_counted_as_it_is_attached(method):
             model.set_submodule(path, frozen)
     adapters = attach(model, config)
     planned = counts_of(architecture_of(model.config.to_dict(), "x"), config, DenseConfig(format="fp32"), by_hand=False)
-    assert planned.trained == loaded_counts(model, adapters.parameters()).trained
+    loaded = loaded_counts(model, adapters.parameters())
+    assert (planned.trained, planned.held, planned.scored) == (loaded.trained, loaded.held, loaded.scored)
+    assert planned.rest == loaded.rest
 
 
 PROMPT_CONFIGS = {

@@ -13,7 +13,10 @@ from topcoat.units import show_bytes
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "frozen weights": ("frozen weights", "quantization constants", "embeddings and head", "norms and biases"),
-    "what trains": ("trained parameters", "gradients", "optimizer moments", "compute copies"),
+    "what trains": (
+        *("trained parameters", "gradients", "optimizer moments", "adapter's frozen matrices", "importance scores"),
+        "compute copies",
+    ),
     "activations": ("saved activations", "backward working set", "loss", "dequantization buffer"),
     "process": (
         *("runtime", "tokenizer and kernels", "difference measured", "matrix workspace", "allocator's rounding"),

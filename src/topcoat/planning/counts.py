@@ -17,7 +17,14 @@ from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
 from topcoat.planning.architecture import Architecture, BlockLinear
-from topcoat.planning.trained import frozen_numbers, fused_rank, prompt_sizes, trained_sizes
+from topcoat.planning.trained import (
+    fused_rank,
+    held_numbers,
+    prompt_sizes,
+    scored_numbers,
+    shared_numbers,
+    trained_sizes,
+)
 from topcoat.quant.settings import GgufConfig, QuantConfig, StoredConfig, read_config
 from topcoat.quant.sizes import ITEM_BYTES, weight_bytes
 
@@ -60,6 +67,10 @@ class Counts:
     quantized: bool
     token_numbers: int
     """Numbers that autograd keeps for one token on transformers' layers, norms left out."""
+    held: int = 0
+    """Numbers of the adapter that do not train, in float32 (`trained.py`)."""
+    scored: int = 0
+    """Trained numbers that AdaLoRA keeps two scores of, in float32."""
     full: bool = False
     blocks: BlockCounts | None = None
     """None where transformers' layers compute."""
@@ -69,6 +80,11 @@ class Counts:
     def trained_numbers(self) -> int:
         """P of the engine study."""
         return sum(n * times for n, times in self.trained.items())
+
+    @property
+    def file_numbers(self) -> int:
+        """Numbers in the adapter's file, at most: A0 and B0, a frozen A and VeRA's projections are written as well."""
+        return self.trained_numbers + self.held
 
     def largest_weight(self) -> int:
         """Numbers of the largest weight that one product reads: of a whole stack in the hand-written blocks."""
@@ -101,18 +117,21 @@ def counts_of(
     if not full and _as_in_file(a, stored):
         codes = a.stored_linear_bytes or 0
     trained, per_layer = (_everything(a), []) if full else _adapted(a, adapter)
+    held, scored = _beside(a, adapter)
     return Counts(
         linears=linears,
         codes_bytes=codes,
         constant_bytes=constants,
         embeddings=a.embedding_numbers,
-        rest=a.rest_numbers + a.bias_numbers + _frozen(a, adapter),
+        rest=a.rest_numbers + a.bias_numbers,
         vocab=a.vocab,
         layers=a.layers,
         hidden=a.hidden,
         trained=trained,
         quantized=not full and stored.format not in ITEM_BYTES,
         token_numbers=token_numbers((n.leaf, n.out_features, n.in_features, _passed(a, n)) for n in a.linears),
+        held=held,
+        scored=scored,
         full=full,
         blocks=_blocks(a, per_layer) if fast else None,
         notes=a.assumed,
@@ -192,12 +211,18 @@ def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], lis
     return trained, per_layer
 
 
-def _frozen(a: Architecture, adapter: AdapterConfig) -> int:
-    """Numbers of an adapter that do not train and stand in the model all the same."""
-    if not (isinstance(adapter, LoraConfig) and adapter.freeze_lora_a):
-        return 0
-    inner = {f"{a.prefix}.{at}.{linear.path}": linear.in_features for at in range(a.layers) for linear in a.linears}
-    return sum(frozen_numbers(adapter, path, inner[path]) for path in chosen(list(inner), adapter))
+def _beside(a: Architecture, adapter: AdapterConfig) -> tuple[int, int]:
+    """Numbers that an adapter holds without training them, and numbers that it scores."""
+    if not isinstance(adapter, TargetedConfig):
+        return 0, 0
+    by_path = {f"{a.prefix}.{at}.{linear.path}": linear for at in range(a.layers) for linear in a.linears}
+    adapted = [
+        (path, linear.out_features, linear.in_features, linear.copies)
+        for path, linear in ((path, by_path[path]) for path in chosen(list(by_path), adapter))
+    ]
+    held = sum(times * held_numbers(adapter, path, out, inner) for path, out, inner, times in adapted)
+    held += shared_numbers(adapter, ((out, inner) for _, out, inner, _ in adapted))
+    return held, sum(times * scored_numbers(adapter, path, out, inner) for path, out, inner, times in adapted)
 
 
 def _blocks(a: Architecture, per_layer: list[dict[str, int]]) -> BlockCounts:

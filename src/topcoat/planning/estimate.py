@@ -3,7 +3,7 @@
 load     frozen weights, and one tensor as it is stored
 train    the bill of a training step (`sizes.py`)
 evaluate what stays of training, and the keys and values of the prompts answered at once
-save     what stays of training, the adapter once more, and one piece of a file; of full fine-tuning the model as it
+save     what stays of training, the adapter's file twice, and one piece of it; of full fine-tuning the model as it
          was written and the logits that prove it
 merge    the base with its dense part in float32, and the merged model read back for the proof: a run of its own
 """
@@ -23,6 +23,7 @@ from topcoat.planning.process import PROCESS_BYTES, library_bytes
 from topcoat.planning.request import Request
 from topcoat.planning.sizes import CONTEXT_BYTES, ROUNDING, Setup, activation_room, bill_of, fitting_policies
 from topcoat.planning.speed import Speed, speed_of
+from topcoat.planning.trained import makes_file_tensors
 
 PROVED_PROMPTS, PROVED_TOKENS = 8, 256
 """Prompts, and tokens of each, on which a written model is proved (`runs/session.py`)."""
@@ -163,15 +164,21 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
     if not isinstance(request.adapter, FullConfig | PromptConfig):
         linears = a.linear_numbers
         base = frozen if counts.quantized else 4 * linears
-        phases["merge"] = base + 2 * linears + 8 * dense + 4 * counts.trained_numbers + 12 * tensor + process
+        phases["merge"] = base + 2 * linears + 8 * dense + 4 * counts.file_numbers + 12 * tensor + process
     return phases
 
 
 def _saving(request: Request, counts: Counts) -> int:
-    """What is written, beside all that stays; an adapter is written from host memory."""
+    """What is written, beside all that stays; an adapter is written from host memory.
+
+    Its file of F numbers is there twice in float32 while it is made, in place of the gradients of P that stayed; the
+    tensors of some methods' files are made first, where the adapter is.
+    """
     a = request.architecture
     if not counts.full:
-        return 4 * counts.trained_numbers + CHUNK_BYTES if request.device.kind == "cpu" else 0
+        made = 4 * counts.file_numbers if makes_file_tensors(request.adapter) else 0
+        written = 8 * counts.file_numbers - 4 * counts.trained_numbers + CHUNK_BYTES
+        return made + (written if request.device.kind == "cpu" else 0)
     positions = min(PROVED_TOKENS, request.longest)
     logits = 4 * a.vocab * positions  # float32: of all prompts twice, and three of one while they are compared
     model = request.element_bytes * a.linear_numbers + 4 * (a.parameters - a.linear_numbers)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from topcoat.adapters.adalora import AdaLora
+from topcoat.adapters.base import Adapter
 from topcoat.model.families import blocks_of
 from topcoat.model.fuse import FusedModel, block_sizes
 from topcoat.planning.activations import Ranks
@@ -26,7 +28,8 @@ def loaded_counts(
     frozen = {path: module for path, module in linears.items() if isinstance(module, FrozenLinear)}
     ours = {id(p) for p in parameters.values()}
     full = not frozen and bool(linears)
-    dense = {id(p): p.numel() for p in model.parameters() if full or id(p) not in ours}
+    held = _held(model, ours)
+    dense = {id(p): p.numel() for p in model.parameters() if full or id(p) not in ours.union(held)}
     inside = {id(module.weight) for module in linears.values() if isinstance(module, nn.Linear)}
     embeddings = {id(p): p for p in _embeddings(model) if full or id(p) not in ours}
     biases = sum(m.bias.numel() for m in frozen.values() if m.bias is not None)
@@ -46,9 +49,18 @@ def loaded_counts(
         trained=Counter(p.numel() for p in parameters.values()),
         quantized=any(q.format not in ITEM_BYTES for q in states),
         token_numbers=token_numbers((*kind, times) for kind, times in kinds.items()),
+        held=sum(t.numel() for t in held.values()),
+        scored=sum(p.numel() for m in model.modules() if isinstance(m, AdaLora) for p in m.parameters(recurse=False)),
         full=full,
         blocks=None if fused is None else fused_blocks(fused),
     )
+
+
+def _held(model: PreTrainedModel, trained: Set[int]) -> dict[int, Tensor]:
+    """The adapters' own tensors that do not train, by id: one that several layers share once."""
+    layers = [module for module in model.modules() if isinstance(module, Adapter)]
+    own = [t for layer in layers for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))]
+    return {id(t): t for t in own if t.is_floating_point() and id(t) not in trained}
 
 
 def _codes(q: QuantizedWeight) -> str:

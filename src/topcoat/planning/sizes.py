@@ -4,6 +4,8 @@
     embeddings and head, norms and biases    e bytes a number; the hand-written blocks keep norms in fp32 beside
     trained parameters, gradients            4 P and 4 P
     optimizer moments                        by the optimizer (`training/optimizers/sizes.py`)
+    adapter's frozen matrices                4 bytes a number that is held and does not train (`trained.py`)
+    importance scores                        8 bytes a number that AdaLoRA scores, two in fp32
     compute copies                           the adapters' stacked A and B in e bytes; under autocast, e bytes a weight
     saved activations                        T * (policy's numbers * e + 4 heads) a layer (`activations.py`)
     backward working set                     what all layers share, and the gradients of one micro batch, 4 P
@@ -75,6 +77,8 @@ def bill_of(counts: Counts, setup: Setup) -> Bill:
         Line("trained parameters", 4 * P, f"{P:,} in fp32"),
         Line("gradients", 4 * P, "fp32"),
         Line("optimizer moments", moment_bytes(setup.optimizer, counts.trained), SAYS[setup.optimizer]),
+        Line("adapter's frozen matrices", 4 * counts.held, f"{counts.held:,} in fp32"),
+        Line("importance scores", 8 * counts.scored, f"two in fp32 for each of {counts.scored:,}"),
         _copies(counts, e),
         *([] if setup.idle else [*activation_lines(counts, setup), _loss(counts, setup, scratch)]),
         Line("dequantization buffer", scratch, "the largest weight that one product reads" if scratch else ""),

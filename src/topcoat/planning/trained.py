@@ -9,14 +9,21 @@
     vera  d (r,) and b (O,)
     miss  one matrix (r, O)
 
-Methods that add tokens train those instead, or what makes them: `prompt_sizes`.
+Methods that add tokens train those instead, or what makes them: `prompt_sizes`. What a method holds beside, in float32
+and without gradient or moments:
+
+    LoRA-FA        A (r, I)
+    PiSSA, OLoRA   what the start took of W, A0 (r, I) and B0 (O, r): products, copies and files have twice the rank
+    DoRA           the squared length of each row (O,)
+    VeRA           A (r, largest I) and B (largest O, r), once for all linears
+    AdaLoRA        two importance scores for each number that trains, while it trains
 
 Tests hold every method to what it attaches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from topcoat.adapters.settings import (
@@ -83,20 +90,52 @@ SIZES: dict[str, Callable[..., list[int]]] = {
 """Method -> (its settings, path, O, I) -> numbers of each tensor it trains there."""
 
 
-def frozen_numbers(config: AdapterConfig, path: str, in_features: int) -> int:
-    """Numbers of the adapter at `path` that stay as they began: LoRA-FA's A, which the model carries all the same."""
-    if not isinstance(config, LoraConfig) or not config.freeze_lora_a:
+def held_numbers(config: AdapterConfig, path: str, out_features: int, in_features: int) -> int:
+    """Numbers in float32 of the adapter at `path` that do not train and stand in the model all the same."""
+    if not isinstance(config, LoraConfig):
         return 0
-    return config.at(path).r * in_features
+    r = config.at(path).r
+    inner = in_features // config.qalora_group_size if isinstance(config, QaloraConfig) else in_features
+    held = r * inner if config.freeze_lora_a else 0
+    held += r * (in_features + out_features) if starts_from_weight(config) else 0
+    return held + (out_features if isinstance(config, DoraConfig) else 0)
+
+
+def shared_numbers(config: AdapterConfig, linears: Iterable[tuple[int, int]]) -> int:
+    """Numbers in float32 that the adapters on `linears`, each (O, I), have in common."""
+    shapes = list(linears)
+    if not isinstance(config, VeraConfig) or not shapes:
+        return 0
+    return config.r * (max(out for out, _ in shapes) + max(inner for _, inner in shapes))
+
+
+def scored_numbers(config: AdapterConfig, path: str, out_features: int, in_features: int) -> int:
+    """Numbers at `path` that are scored in every step (`training/ranks.py`)."""
+    return sum(_adalora(config, path, out_features, in_features)) if isinstance(config, AdaloraConfig) else 0
+
+
+def starts_from_weight(config: AdapterConfig) -> bool:
+    """Whether the start takes part of W, which the layer then holds and subtracts again."""
+    if not isinstance(config, LoraConfig):
+        return False
+    return isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(("pissa", "olora"))
+
+
+def makes_file_tensors(config: AdapterConfig) -> bool:
+    """Whether the tensors of the adapter's file are made for it, all at once, and not those that compute."""
+    return isinstance(config, AdaloraConfig) or starts_from_weight(config)
 
 
 def fused_rank(config: AdapterConfig, path: str) -> int | None:
-    """The rank at `path` of a method that the hand-written blocks compute; None for one that they do not."""
+    """The rank at `path` of a method that the hand-written blocks compute, what its start took included; None for one
+    that they do not."""
     if isinstance(config, AdaloraConfig):
         return config.init_r
     if isinstance(config, IecConfig) and config.lora_dropout:
         return None  # its short path reads what is not dropped
-    return config.at(path).r if isinstance(config, LoraConfig | QaloraConfig) and config.method != "dora" else None
+    if not isinstance(config, LoraConfig) or isinstance(config, DoraConfig):
+        return None
+    return config.at(path).r * (2 if starts_from_weight(config) else 1)
 
 
 def trained_sizes(config: TargetedConfig, path: str, out_features: int, in_features: int) -> list[int]:
