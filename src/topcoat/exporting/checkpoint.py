@@ -36,6 +36,7 @@ from topcoat.model.source import Source, StoredTensor
 from topcoat.quant.base import QuantFormat, QuantizedWeight
 from topcoat.quant.dense import DTYPES
 from topcoat.quant.settings import GgufConfig, GptqConfig, Int8Config, QuantConfig, SixteenConfig, StoredConfig
+from topcoat.quant.sizes import weight_bytes
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class _Plan:
         return topcoat_tensors.linear_tensors(path, weight, self.formats[path].config)
 
     def nbytes(self) -> int:
-        """Bytes of all that `formats` stores."""
-        return sum(self.formats[path].nbytes(*module.weight.shape) for path, module in self.modules.items())
+        """Bytes of all that `formats` stores, but for what only files of other programs have."""
+        shapes = {path: (module.weight.shape[0], module.weight.shape[1]) for path, module in self.modules.items()}
+        return sum(sum(weight_bytes(self.formats[path].config, *shape)) for path, shape in shapes.items())
 
 
 def quantize_checkpoint(
@@ -99,7 +101,7 @@ def quantize_checkpoint(
         "bytes": written.bytes,
         "source_bytes": sum(tensor.n_bytes for tensor in source.tensors()),
         "files": sorted(set(files.values())),
-        "bits_per_weight": 8 * plan.nbytes() / weights,
+        "bits_per_weight": 8 * written.quantized_bytes / weights,
         "warnings": _warnings(plan),
     }
     return report | ({"errors": written.errors} if written.errors else {})
@@ -136,7 +138,7 @@ class _Written:
 
     def __init__(self, source: Source, plan: _Plan, rounded: Iterable[Rounded]) -> None:
         self._source, self._plan, self._rounded = source, plan, rounded
-        self.bytes = 0
+        self.bytes = self.quantized_bytes = 0
         self.errors: dict[str, dict[str, float]] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -148,7 +150,7 @@ class _Written:
         plan = self._plan
         for one in self._rounded:
             self.errors[one.path] = {"error": one.error, "nearest_error": one.nearest_error}
-            yield from plan.tensors(one.path, one.weight)
+            yield from self._linear(one.path, one.weight)
         for place in match_all(plan.model, self._source):
             name, stored = place.names[0], place.stored
             path = name.removesuffix(".weight")
@@ -156,11 +158,15 @@ class _Written:
                 continue
             try:
                 if name.endswith(".weight") and path in plan.formats:
-                    yield from plan.tensors(path, _quantized(stored, plan.formats[path]))
+                    yield from self._linear(path, _quantized(stored, plan.formats[path]))
                 else:
                     yield name, _finite(stored.read(plan.dtype))
             except TopcoatError as error:
                 raise _named(error, stored) from error
+
+    def _linear(self, path: str, weight: QuantizedWeight) -> Iterable[tuple[str, Tensor]]:
+        self.quantized_bytes += weight.nbytes
+        return self._plan.tensors(path, weight)
 
 
 def _quantized(stored: StoredTensor, format: QuantFormat) -> QuantizedWeight:

@@ -37,9 +37,11 @@ def linear_tensors(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Te
     check_packable(name, rows, columns, bits)
     if "group" in tensors:
         raise TopcoatError(
-            f"{name} was quantized with activation order, and this file would say of all linears that they were not",
+            f"{name} has groups that its file lists column by column (activation order, or a short last group), and "
+            "this file would say that no linear has",
             where="topcoat quantize",
-            fix="quantize the original checkpoint, or write format int4, which Topcoat loads",
+            fix="quantize the original checkpoint; or give an override, such as {format: gptq, overrides: "
+            f"{{{name.rpartition('.')[2]}: int8}}}}, and all others are kept as they are, in a file that Topcoat loads",
         )
     if int(tensors["zero"].min()) < 1:
         raise TopcoatError(

@@ -27,7 +27,7 @@ from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.formats import make_format
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.overrides import formats_by_path, override_of
-from topcoat.quant.settings import QuantConfig, StoredConfig
+from topcoat.quant.settings import QuantConfig, StoredConfig, storage
 
 # Caches and masks that old files carry and current models compute: never weights.
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$|\.attn\.(masked_)?bias$")
@@ -159,6 +159,8 @@ def formats_of(
         form = forms.get(f"{path}.weight")
         if isinstance(formats[path].config, StoredConfig) and form is not None:
             formats[path] = made.setdefault(form.model_dump_json(), make_format(form))
+        if form is not None and storage(form) == storage(formats[path].config):
+            continue  # taken as it lies, which its reader has checked
         try:
             formats[path].check_shape(*module.weight.shape)
         except TopcoatError as error:

@@ -24,7 +24,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from topcoat.model.joined import JoinedTensor, broken, join, take_parts, total_bytes
+from topcoat.model.joined import JoinedTensor, broken, check_groups, join, take_parts, total_bytes
 from topcoat.model.source import StoredTensor
 from topcoat.quant.base import QuantizedWeight
 from topcoat.quant.bits import unpack_bits
@@ -47,6 +47,8 @@ class IntegerTensor(JoinedTensor):
 
         low = -zero * scale has 19 bits at most, so float32 loses nothing; what float16 would lose is requantized.
         """
+        if isinstance(wanted, GptqConfig) and wanted.group_size == self.shape[1]:
+            wanted = wanted.model_copy(update={"group_size": -1})  # the same, as this file's config says it
         if not isinstance(wanted, IntConfig):
             return super().packed(raw, wanted)
         same = (wanted.bits, wanted.group_size) == (self.config.bits, self.config.group_size)
@@ -77,14 +79,14 @@ class GptqTensor(IntegerTensor):
         return GptqIntegers(self.config).state(codes, parts["scales"].T.contiguous(), zero, (rows, columns), group)
 
     def _groups(self, g_idx: Tensor | None, count: int) -> Tensor | None:
-        """The group of each input (I,) int32, or None where they are `count` equal runs."""
+        """The group of each input (I,) int32, or None where they are `count` equal runs: the last may be shorter."""
         columns = self.shape[1]
         size = columns if self.config.group_size == -1 else self.config.group_size
         counted = torch.arange(columns, dtype=torch.int32) // size
         if g_idx is None:
             g_idx = counted
-        elif int(g_idx.min()) < 0 or int(g_idx.max()) >= count:
-            raise broken(self.name, self.file, "GPTQ", f"g_idx names groups outside its {count}")
+        else:
+            check_groups(self, "GPTQ", g_idx, count)
         return None if columns % size == 0 and torch.equal(g_idx, counted) else g_idx
 
 

@@ -120,6 +120,12 @@ def total_bytes(parts: Mapping[str, StoredTensor]) -> int:
     return sum(part.n_bytes for part in parts.values())
 
 
+def check_groups(tensor: JoinedTensor, tool: str, group: Tensor, count: int) -> None:
+    """Raises TopcoatError where the groups of the columns, (I,) int32, are not among the `count` there are."""
+    if int(group.min()) < 0 or int(group.max()) >= count:
+        raise broken(tensor.name, tensor.file, tool, f"g_idx names groups outside its {count}")
+
+
 def broken(name: str, file: Path, tool: str, what: str) -> TopcoatError:
     """A linear whose parts are not what `tool` writes."""
     return TopcoatError(

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from topcoat.errors import TopcoatError
-from topcoat.model.joined import DTYPES, JoinedTensor, broken, total_bytes
+from topcoat.model.joined import DTYPES, JoinedTensor, broken, check_groups, total_bytes
 from topcoat.model.source import StoredTensor
 from topcoat.quant.base import QuantizedWeight
 from topcoat.quant.formats import make_format
 from topcoat.quant.settings import QuantConfig, read_config, storage
+from topcoat.quant.sizes import weight_bytes
 
 STATE = ".topcoat"
 METHOD = {"quant_method": "topcoat", "version": 1}
@@ -34,8 +35,10 @@ class TopcoatTensor(JoinedTensor):
     scalars: dict[str, float]
 
     def weight(self, raw: Tensor) -> QuantizedWeight:
-        shape = (self.shape[0], self.shape[1])
-        return QuantizedWeight(self.config.format, shape, self.pieces(raw), dict(self.scalars))
+        shape, pieces = (self.shape[0], self.shape[1]), self.pieces(raw)
+        if "group" in pieces:
+            check_groups(self, "Topcoat", pieces["group"], pieces["scale"].shape[1])
+        return QuantizedWeight(self.config.format, shape, pieces, dict(self.scalars))
 
 
 def linear_tensors(name: str, weight: QuantizedWeight, config: QuantConfig) -> Iterator[tuple[str, Tensor]]:
@@ -96,20 +99,28 @@ def _check(tensor: TopcoatTensor) -> None:
     """Hold the parts to those that the format makes of one row: names, dtypes and widths, and the bytes of all."""
     rows, columns = tensor.shape
     format = make_format(tensor.config)
-    format.check_shape(rows, columns)
-    sample = format.quantize(torch.zeros(1, columns))
+    sample = format.example(columns)
+    if "group" in tensor.parts and "group" in format.found:
+        sample.tensors["group"] = torch.zeros(columns, dtype=torch.int32)
+    else:
+        format.check_shape(rows, columns)
     wanted, found = set(sample.tensors), set(tensor.parts)
     if wanted != found or set(sample.scalars) != set(tensor.scalars):
         raise broken(tensor.name, tensor.file, "Topcoat", f"it has {sorted(found)}, and should have {sorted(wanted)}")
+    expected = sum(weight_bytes(tensor.config, rows, columns))
     for key, one in sample.tensors.items():
         part = tensor.parts[key]
-        shape = (rows, *one.shape[1:]) if one.dim() == 2 else part.shape
+        shape = (rows, *one.shape[1:]) if one.dim() == 2 else one.shape if key == "group" else part.shape
         fits = len(part.shape) == one.dim() and tuple(part.shape) == tuple(shape)
-        if not fits or part.stored_dtype != _name(one.dtype):
+        further = {_name(dtype) for dtype in format.found.get(key, ())}
+        if not fits or part.stored_dtype not in {_name(one.dtype), *further}:
             what = f"{part.name} is {part.stored_dtype} {list(part.shape)}"
             raise broken(tensor.name, tensor.file, "Topcoat", what)
-    if tensor.n_bytes != format.nbytes(rows, columns):
-        what = f"it has {tensor.n_bytes:,} bytes, and {rows} x {columns} weights take {format.nbytes(rows, columns):,}"
+        if part.stored_dtype in further:
+            usual = 0 if key == "group" else rows * one.nbytes
+            expected += torch.Size(part.shape).numel() * DTYPES[part.stored_dtype].itemsize - usual
+    if tensor.n_bytes != expected:
+        what = f"it has {tensor.n_bytes:,} bytes, and {rows} x {columns} weights take {expected:,}"
         raise broken(tensor.name, tensor.file, "Topcoat", what)
 
 

@@ -7,6 +7,7 @@ streams in; `dequantize` runs in every forward and every backward. The table of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -52,6 +53,8 @@ class QuantFormat(ABC):
     Config: ClassVar[type[QuantConfig]]
     quantized: ClassVar[bool] = True
     """False where the weight is stored as plain numbers that a product can read as they are."""
+    found: ClassVar[Mapping[str, tuple[torch.dtype, ...]]] = {}
+    """Tensors that only files of other programs bring, or in dtypes that only they have: name -> those dtypes."""
 
     def __init__(self, config: QuantConfig) -> None:
         self.config = config
@@ -71,6 +74,14 @@ class QuantFormat(ABC):
     @abstractmethod
     def dequantize(self, q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """The weight (O, I) in `dtype`: written into `out` (that shape and dtype) where given, else a new tensor."""
+
+    def example(self, in_features: int) -> QuantizedWeight:
+        """One row (1, I) as it is stored: which tensors there are, their dtypes and widths.
+
+        Raises TopcoatError if rows of this width cannot be stored.
+        """
+        self.check_shape(1, in_features)
+        return self.quantize(torch.zeros(1, in_features))
 
     @abstractmethod
     def nbytes(self, out_features: int, in_features: int) -> int:

@@ -14,7 +14,9 @@ from topcoat.quant.base import QuantFormat, QuantizedWeight
 from topcoat.quant.linear import rebuilt
 
 BY_ROW = ("int2", "int3", "int4", "int8", "gptq", "gguf", "bf16", "fp16", "fp32")
-"""Formats whose tensors all have one row for each row of the weight."""
+"""Formats whose tensors have one row for each row of the weight."""
+BY_COLUMN = ("group",)
+"""All but these, which are the same for every row."""
 
 
 class FrozenEmbedding(nn.Module):
@@ -38,7 +40,7 @@ class FrozenEmbedding(nn.Module):
         """ids (...) int64 -> (..., D)."""
         state, flat = self.weight_state, ids.reshape(-1)
         if self._format_name in BY_ROW:
-            some = {name: tensor[flat] for name, tensor in state.tensors.items()}
+            some = {name: tensor if name in BY_COLUMN else tensor[flat] for name, tensor in state.tensors.items()}
             chosen = QuantizedWeight(state.format, (len(flat), self.embedding_dim), some, self._scalars)
             rows = self.format.dequantize(chosen, self.compute_dtype)
         else:

@@ -5,13 +5,17 @@ Made from a weight, scale = (max(w, 0) - min(w, 0)) / (2**bits - 1) and zero = r
 scale = 2 max|w| / (2**bits - 1) and zero = 2**(bits - 1). A zero of 0, where no weight of a group is negative, becomes
 1 and the scale a step wider: files of version 1 store zero - 1, and programs that read them differ in what -1 becomes.
 
-A file made with activation order (desc_act) has its columns' groups in `group`; all others count them off.
+A file made with activation order (desc_act) has its columns' groups in `group`, and so has one whose last group is
+shorter than the rest; all others count them off. Topcoat makes neither, and reads both exactly.
 
 Frantar et al. 2022, arXiv:2210.17323; Lin et al. 2023 (AWQ), arXiv:2306.00978. How files pack it stands in
 model/gptq_tensors.py.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +35,10 @@ class GptqIntegers(QuantFormat):
 
     Config = GptqConfig
     config: GptqConfig
+    found: ClassVar[Mapping[str, tuple[torch.dtype, ...]]] = {
+        "scale": (torch.bfloat16, torch.float32),
+        "group": (torch.int32,),
+    }
 
     @property
     def bits(self) -> int:
@@ -52,6 +60,10 @@ class GptqIntegers(QuantFormat):
                 where="model.quantization.group_size",
                 fix=f"use a group_size of {names}",
             )
+        self._check_codes(in_features)
+
+    def _check_codes(self, in_features: int) -> None:
+        """Raises TopcoatError if codes would not fill whole bytes."""
         if in_features % CODES[self.bits]:
             raise TopcoatError(
                 f"rows of {in_features} codes of {self.bits} bits do not fill whole bytes",
@@ -78,6 +90,14 @@ class GptqIntegers(QuantFormat):
             found = nearest(grouped, *self.levels(scale[part], zero[part]), self.bits)
             codes[part] = pack_bits(found.flatten(1), self.bits)
         return self.state(codes, scale, zero, (rows, columns))
+
+    def example(self, in_features: int) -> QuantizedWeight:
+        """One row, whose last group may be short as files have it."""
+        self._check_codes(in_features)
+        groups = -(-in_features // self.group_size(in_features))
+        codes = torch.zeros(1, in_features * self.bits // 8, dtype=torch.uint8)
+        zero = torch.zeros(1, groups, dtype=torch.uint8)
+        return self.state(codes, torch.zeros(1, groups, dtype=torch.float16), zero, (1, in_features))
 
     def fit(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         """grouped (n, L, S) float32 -> scale float16 and zero uint8, each (n, L)."""
@@ -133,6 +153,6 @@ class GptqIntegers(QuantFormat):
         return out
 
     def nbytes(self, out_features: int, in_features: int) -> int:
-        """`bits` a weight and three bytes a group; four more a column in files made with activation order."""
+        """`bits` a weight and three bytes a group; four more a column in files that have `group`."""
         self.check_shape(out_features, in_features)
         return sum(weight_bytes(self.config, out_features, in_features))

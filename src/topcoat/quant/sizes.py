@@ -50,7 +50,7 @@ def weight_bytes(config: QuantConfig, out_features: int, in_features: int) -> tu
     if isinstance(config, IntConfig):
         return count * config.bits // 8, 2 * ITEM_BYTES[config.scale_dtype] * (count // config.group_size)
     if isinstance(config, GptqConfig):
-        groups = 1 if config.group_size == -1 else in_features // config.group_size
+        groups = 1 if config.group_size == -1 else -(-in_features // config.group_size)  # a file's last may be short
         return count * config.bits // 8, 3 * out_features * groups
     if isinstance(config, Nf4IcqConfig):
         blocks = -(-count // config.block_size)
