@@ -12,6 +12,11 @@ from topcoat.adapters.attach import attach
 from topcoat.adapters.lora import Lora
 from topcoat.adapters.settings import FullConfig, LoraConfig
 from topcoat.errors import TopcoatError
+from topcoat.exporting.checkpoint import quantize_checkpoint
+from topcoat.model.load import load_model
+from topcoat.model.safetensors_source import DirectorySource
+from topcoat.model.settings import ModelSettings
+from topcoat.quant.settings import DenseConfig, IntConfig, Nf4Config, StoredConfig
 
 
 def state_of(model: nn.Module) -> dict[str, tuple[int, bool]]:
@@ -145,6 +150,67 @@ def test_a_tied_module_is_not_trained_alone(load, name):
     other = {"lm_head": "model.embed_tokens", "embed_tokens": "lm_head"}[name]
     assert f"shares its weight with {other}; training a copy of it would separate them" in text
     assert "leave tied modules out of modules_to_save" in text
+
+
+def stored_outside(folder, outside):
+    """A base whose embedding and head are stored as `outside`, its blocks as fp32."""
+    overrides = dict.fromkeys(["embed_tokens", "lm_head"], outside)
+    quantization = DenseConfig(format="fp32", overrides=overrides)
+    return load_model(ModelSettings(path=str(folder), quantization=quantization, compute_dtype="fp32", device="cpu"))
+
+
+@pytest.mark.parametrize("stored", ["int8", "nf4", "bf16"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "adapter.modules_to_save trains lm_head whole, and lm_head is stored as"),
+        (
+            {"modules_to_save": ["embed_tokens"]},
+            "adapter.modules_to_save trains model.embed_tokens whole, and model.embed_tokens is stored as",
+        ),
+        (
+            {"trainable_token_indices": [3]},
+            "adapter.trainable_token_indices trains rows of model.embed_tokens, and model.embed_tokens is stored as",
+        ),
+    ],
+)
+def test_a_head_or_embedding_that_is_stored_does_not_train_and_the_fix_works(folder_of, stored, values, message):
+    model = stored_outside(folder_of(), stored).model
+    before = state_of(model)
+    with pytest.raises(TopcoatError) as caught:
+        attach(model, LoraConfig(**values))
+    text, name = str(caught.value), "lm_head" if "lm_head" in message else "embed_tokens"
+    assert f"{message} {stored} by model.quantization, which never trains" in text
+    assert f"where: adapter.{next(iter(values))}" in text
+    assert f"take {name} out of model.quantization.overrides" in text
+    assert state_of(model) == before
+    others = {"lm_head": "embed_tokens", "embed_tokens": "lm_head"}[name]
+    quantization = Nf4Config(overrides={others: stored})
+    settings = ModelSettings(path=str(folder_of()), quantization=quantization, compute_dtype="fp32", device="cpu")
+    assert attach(load_model(settings).model, LoraConfig(**values)).parameters()
+
+
+def test_an_embedding_that_a_checkpoint_stores_trains_where_it_is_read_as_plain_numbers(folder_of, tmp_path):
+    config = IntConfig(overrides={"embed_tokens": "int8"})
+    quantize_checkpoint(DirectorySource(folder_of()), tmp_path / "q", config, "fp32")
+    values = {"path": str(tmp_path / "q"), "compute_dtype": "fp32", "device": "cpu"}
+    stored = load_model(ModelSettings(**values, quantization=StoredConfig())).model
+    with pytest.raises(TopcoatError, match="name a format such as nf4 in place of stored"):
+        attach(stored, LoraConfig(modules_to_save=["embed_tokens"]))
+    plain = load_model(ModelSettings(**values, quantization=Nf4Config())).model
+    assert attach(plain, LoraConfig(modules_to_save=["embed_tokens"], trainable_token_indices=[])).copies
+
+
+def test_full_fine_tuning_trains_a_stored_embedding_and_head_or_says_that_they_are_quantized(folder_of, logits):
+    model = stored_outside(folder_of(), "fp32").model
+    before = logits(model)
+    adapters = attach(model, FullConfig())
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(adapters.parameters())
+    assert torch.equal(logits(model), before)
+    tied = attach(stored_outside(folder_of("qwen2"), "fp32").model, FullConfig())
+    assert tied.model.lm_head.weight is tied.model.model.embed_tokens.weight
+    with pytest.raises(TopcoatError, match=r"needs floating point weights, and model.embed_tokens is stored as int8"):
+        attach(stored_outside(folder_of(), "int8").model, FullConfig())
 
 
 def test_a_module_to_save_named_twice_is_copied_once(load, logits):

@@ -30,6 +30,7 @@ from topcoat.adapters.token_rows import DELTA, TiedRows, TrainedRows, find_embed
 from topcoat.adapters.trained_copy import TrainedCopy
 from topcoat.adapters.virtual_tokens import NAME, VirtualTokens, language_model
 from topcoat.errors import TopcoatError
+from topcoat.quant.frozen import Frozen
 from topcoat.quant.linear import FrozenLinear
 
 
@@ -243,21 +244,34 @@ def frozen(linear: nn.Module) -> FrozenLinear:
 def _train_everything(adapters: Adapters) -> None:
     """Every parameter becomes a trainable float32 master; dense frozen linears become ordinary ones again."""
     model = adapters.model
-    linears = {path: module for path, module in model.named_modules() if isinstance(module, FrozenLinear)}
-    for path, module in linears.items():
+    stored = {path: module for path, module in model.named_modules() if isinstance(module, Frozen)}
+    for path, module in stored.items():
         if module.format.quantized:
             raise TopcoatError(
                 f"full fine-tuning needs floating point weights, and {path} is stored as {module.weight_state.format}",
                 where="model.quantization",
                 fix="remove model.quantization, or use method: lora",
             )
-    for path, module in linears.items():
-        linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-        linear.weight = nn.Parameter(module.dense_weight(torch.float32))
-        if module.bias is not None:
-            linear.bias = nn.Parameter(module.bias.float())
-        adapters.replaced[path] = _replace(model, path, linear)
+    weights: dict[int, nn.Parameter] = {}
+    for path, module in stored.items():
+        key = next(iter(module.weight_state.tensors.values())).data_ptr()  # a tied head and embedding share theirs
+        if key not in weights:
+            weights[key] = nn.Parameter(module.dense_weight(torch.float32))
+        adapters.replaced[path] = _replace(model, path, _plain(module, weights[key]))
     model.to(torch.float32).requires_grad_(True)
+
+
+def _plain(module: Frozen, weight: nn.Parameter) -> nn.Module:
+    """The ordinary linear or embedding of `weight`, (O, I) or (V, D), that computes what `module` does."""
+    if not isinstance(module, FrozenLinear):
+        embedding = nn.Embedding(*weight.shape, device="meta")
+        embedding.weight = weight
+        return embedding
+    linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+    linear.weight = weight
+    if module.bias is not None:
+        linear.bias = nn.Parameter(module.bias.float())
+    return linear
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:

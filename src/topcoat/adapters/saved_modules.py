@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from topcoat.adapters.targets import adaptable_linears
 from topcoat.errors import TopcoatError
+from topcoat.quant.frozen import Frozen
 from topcoat.quant.linear import FrozenLinear
 
 
@@ -21,7 +23,11 @@ def modules_to_save(model: nn.Module, names: list[str], targets: list[str]) -> l
                 fix="name modules as the model does, such as lm_head or embed_tokens",
             )
         paths += [path for path in hits if path not in paths]
+    linears = adaptable_linears(model)
     for path in paths:
+        module = modules[path]
+        if isinstance(module, Frozen) and path not in linears:  # the head or the embedding
+            raise frozen_outside("adapter.modules_to_save", f"{path} whole", path, module)
         if path in targets:
             raise TopcoatError(
                 f"{path} is in both adapter.target_modules and adapter.modules_to_save",
@@ -40,6 +46,18 @@ def modules_to_save(model: nn.Module, names: list[str], targets: list[str]) -> l
             )
     _refuse_tied(model, paths)
     return paths
+
+
+def frozen_outside(setting: str, trained: str, path: str, module: Frozen) -> TopcoatError:
+    """What to say where `setting` trains a head or an embedding that the quantization has stored and frozen."""
+    name = path.rsplit(".", 1)[-1]
+    return TopcoatError(
+        f"{setting} trains {trained}, and {path} is stored as {module.weight_state.format} by model.quantization, "
+        "which never trains",
+        where=setting,
+        fix=f"take {name} out of model.quantization.overrides; where the checkpoint itself stores it so, name a format "
+        f"such as nf4 in place of stored, which reads it as plain numbers; or leave {setting.rsplit('.', 1)[-1]} out",
+    )
 
 
 def _refuse_tied(model: nn.Module, paths: list[str]) -> None:

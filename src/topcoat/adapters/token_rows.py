@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from topcoat.adapters.saved_modules import frozen_outside
 from topcoat.errors import TopcoatError
+from topcoat.quant.embedding import FrozenEmbedding
 
 DELTA = "token_adapter.trainable_tokens_delta"
 """PEFT's name of the rows, behind the embedding's path."""
@@ -93,6 +95,8 @@ def find_embedding(model: nn.Module, ids: Sequence[int], saved: Sequence[str]) -
     getter = getattr(model, "get_input_embeddings", None)  # transformers models have it, bare torch modules do not
     embedding = getter() if getter else None
     path = next((path for path, module in modules.items() if module is embedding), None)
+    if path is not None and isinstance(embedding, FrozenEmbedding):
+        raise frozen_outside(where, f"rows of {path}", path, embedding)
     if embedding is None or path is None or not isinstance(embedding, nn.Embedding):
         raise TopcoatError(
             f"{where} needs an input embedding, and this model names none", where, "leave trainable_token_indices out"

@@ -5,12 +5,11 @@ Formats with codes in rows rebuild only the rows asked for; others rebuild the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from topcoat.quant.base import QuantFormat, QuantizedWeight
+from topcoat.quant.frozen import Frozen
 from topcoat.quant.linear import rebuilt
 
 BY_ROW = ("int2", "int3", "int4", "int8", "gptq", "gguf", "bf16", "fp16", "fp32")
@@ -19,22 +18,12 @@ BY_COLUMN = ("group",)
 """All but these, which are the same for every row."""
 
 
-class FrozenEmbedding(nn.Module):
+class FrozenEmbedding(Frozen):
     """ids (...) -> rows (..., D) of a table (V, D), in `compute_dtype`. Its tensors are buffers, as FrozenLinear's."""
 
     def __init__(self, weight: QuantizedWeight, format: QuantFormat, compute_dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__(weight, format, compute_dtype)
         self.num_embeddings, self.embedding_dim = weight.shape
-        self.format, self.compute_dtype = format, compute_dtype
-        self._scalars, self._format_name, self._state_names = dict(weight.scalars), weight.format, tuple(weight.tensors)
-        for name, tensor in weight.tensors.items():
-            self.register_buffer(name, tensor)
-
-    @property
-    def weight_state(self) -> QuantizedWeight:
-        """The stored table, as its buffers are now."""
-        tensors = {name: self.get_buffer(name) for name in self._state_names}
-        return QuantizedWeight(self._format_name, (self.num_embeddings, self.embedding_dim), tensors, self._scalars)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (...) int64 -> (..., D)."""
@@ -48,19 +37,6 @@ class FrozenEmbedding(nn.Module):
                 rows = table[flat]
         return rows.view(*ids.shape, self.embedding_dim)
 
-    def dense_weight(self, dtype: torch.dtype) -> Tensor:
-        """The table (V, D) as a new tensor in `dtype`."""
-        return self.format.dequantize(self.weight_state, dtype)
-
     def extra_repr(self) -> str:
         """Sizes and format, for printing the model."""
         return f"{self.num_embeddings}, {self.embedding_dim}, format={self._format_name}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEmbedding:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self

@@ -7,7 +7,7 @@ layer saves nothing for its backward, not even x (no gradient of W is ever asked
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from topcoat.kernels.scratch import scratch
 from topcoat.quant.base import QuantFormat, QuantizedWeight
 from topcoat.quant.dense import NAMES
 from topcoat.quant.formats import make_format
+from topcoat.quant.frozen import Frozen
 from topcoat.quant.settings import DenseConfig, QuantConfig
 
 
@@ -50,12 +51,11 @@ class _RebuiltLinear(torch.autograd.Function):
             return grad @ dense, None, None, None
 
 
-class FrozenLinear(nn.Module):
+class FrozenLinear(Frozen):
     """One frozen linear: x (..., I) -> (..., O) in `compute_dtype`; the gradient goes to x only.
 
     The state's tensors are buffers (`codes`, `absmax`, ... or `weight`), so `.to(device)` moves them and `state_dict`
-    holds all there is. Casting the module (`.half()`, `.to(dtype)`) leaves them as they are: the bytes of a frozen
-    weight never change.
+    holds all there is.
     """
 
     bias: Tensor | None
@@ -63,15 +63,8 @@ class FrozenLinear(nn.Module):
     def __init__(
         self, weight: QuantizedWeight, format: QuantFormat, bias: Tensor | None, compute_dtype: torch.dtype
     ) -> None:
-        super().__init__()
+        super().__init__(weight, format, compute_dtype)
         self.out_features, self.in_features = weight.shape
-        self.format = format
-        self.compute_dtype = compute_dtype
-        self._scalars = dict(weight.scalars)
-        self._format_name = weight.format
-        self._state_names = tuple(weight.tensors)
-        for name, tensor in weight.tensors.items():
-            self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().to(compute_dtype))
 
     @classmethod
@@ -95,17 +88,6 @@ class FrozenLinear(nn.Module):
         state = QuantizedWeight(name, (linear.out_features, linear.in_features), {"weight": weight})
         return cls(state, format, linear.bias, weight.dtype).train(linear.training)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weight is."""
-        return self.get_buffer(self._state_names[0]).device
-
-    @property
-    def weight_state(self) -> QuantizedWeight:
-        """The stored weight, as its buffers are now."""
-        tensors = {name: self.get_buffer(name) for name in self._state_names}
-        return QuantizedWeight(self._format_name, (self.out_features, self.in_features), tensors, self._scalars)
-
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) of any float dtype -> (..., O) in the compute dtype."""
         x = x.to(self.compute_dtype)
@@ -121,10 +103,6 @@ class FrozenLinear(nn.Module):
         with rebuilt(self.weight_state, self.format, grad.dtype) as dense:
             return grad @ dense
 
-    def dense_weight(self, dtype: torch.dtype) -> Tensor:
-        """The weight (O, I) as a new tensor in `dtype`: what forward computes with, free to be written to."""
-        return self.format.dequantize(self.weight_state, dtype)
-
     def extra_repr(self) -> str:
         """Sizes and format, for printing the model."""
         dtype = str(self.compute_dtype).removeprefix("torch.")
@@ -132,12 +110,3 @@ class FrozenLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"format={self._format_name}, compute_dtype={dtype}"
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLinear:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
