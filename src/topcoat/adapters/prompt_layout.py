@@ -9,6 +9,7 @@ caches and masks then treat them as any other token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +61,7 @@ def widen(given: dict[str, Any], tokens: Tensor, n: int) -> tuple[Layout, dict[s
     device = tokens.device
     spans: Documents | None = given.get("documents")
     first = spans.starts.to(device) if spans is not None else _first_tokens(given, B, T, device)  # (B * m,)
-    m, odd = divmod(len(first), B)
-    if odd:
-        raise ValueError(f"{len(first)} documents do not lie evenly in {B} rows")
+    m = _documents_a_row([at for at, _ in spans.spans] if spans is not None else first.tolist(), B, T)
     width = T + m * n
     if spans is not None and B == 1:
         width += -width % ROUND
@@ -89,6 +88,20 @@ def _longer(spans: Documents, n: int, T: int, width: int, per_row: int) -> Docum
         row, column = divmod(start, T)
         found.append((row * width + column + n * (at % per_row), n + length))
     return documents(found, len(spans.spans) // per_row * width, spans.device)
+
+
+def _documents_a_row(starts: Sequence[int], B: int, T: int) -> int:
+    """m, how many of the documents that begin at `starts` lie in each of B rows of T tokens.
+
+    Raises ValueError where rows differ: each is widened by n tokens a document, and all to one width.
+    """
+    counts = [0] * B
+    for start in starts:
+        counts[start // T] += 1
+    if len(set(counts)) > 1:
+        told = ", ".join(map(str, counts[:8])) + (", ..." if B > 8 else "")
+        raise ValueError(f"{len(starts)} documents do not lie evenly in {B} rows: {told} in them")
+    return counts[0]
 
 
 def _first_tokens(given: dict[str, Any], B: int, T: int, device: torch.device) -> Tensor:
