@@ -18,6 +18,7 @@ from topcoat.adapters.start import Start
 from topcoat.errors import TopcoatError
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.settings import DenseConfig
+from topcoat.training.ranks import rank_allocation
 
 peft = pytest.importorskip("peft")
 
@@ -174,6 +175,42 @@ def test_we_compute_what_peft_has_trained_and_give_it_back(load, logits, from_tr
     }
     again = peft.PeftModel.from_pretrained(from_transformers(), tmp_path / "ours")
     assert_close(logits(again), logits(theirs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])  # the second ties its head
+def test_rows_of_the_embedding_train_beside_it_in_peft_too(
+    load, logits, from_transformers, train_a_little, tmp_path, model_type
+):
+    model = load(model_type).model
+    adapters = attach(model, CONFIG_6.model_copy(update={"trainable_token_indices": [4, 30, 7]}))
+    assert "model.embed_tokens.token_adapter.trainable_tokens_delta" in adapters.parameters()
+    assert not any("token" in name for name in rank_allocation(adapters, 100).state())  # no rank is a row's
+    train_a_little(adapters)
+    take_ranks(adapters)
+    for folder, written in (("adalora", adapters), ("lora", as_lora(adapters, pad=True))):
+        (tmp_path / folder).mkdir()
+        save_adapter(written, tmp_path / folder, "tiny")
+        theirs = peft.PeftModel.from_pretrained(from_transformers(model_type), tmp_path / folder)
+        assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
+        again = load(model_type).model
+        load_adapter(again, tmp_path / folder)
+        assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_peft_trained_beside_its_adalora_are_read(load, logits, from_transformers, tmp_path):
+    config = peft.AdaLoraConfig(
+        task_type="CAUSAL_LM", init_r=6, target_r=4, total_step=10, target_modules=["q_proj"],
+        trainable_token_indices=[4, 30],
+    )  # fmt: skip
+    theirs = peft.get_peft_model(from_transformers(), config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6)))
+    theirs.save_pretrained(tmp_path)
+    model = load().model
+    assert load_adapter(model, tmp_path).config.trainable_token_indices == [4, 30]
+    assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("pad", [False, True])

@@ -59,6 +59,18 @@ def test_a_run_meets_its_budget_shows_its_ranks_and_merges(recipe, topcoat, tiny
     assert not torch.allclose(tuned, logits_of(str(tiny_llama), None), atol=1e-3)
 
 
+def test_rows_of_the_embedding_train_beside_it_and_merge(tiny_recipe, topcoat, tiny_llama, tmp_path):
+    values = tiny_recipe(train={"max_steps": 8}) | {"adapter": ADALORA | {"trainable_token_indices": [1, 2]}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values))
+    for verb in (["train", str(tmp_path / "recipe.yaml")], ["merge", str(tmp_path / "run")]):
+        done = topcoat(*verb)
+        assert done.code == 0, done.err
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "budget" in row]
+    assert rows[-1]["budget"] == 42  # of the linears alone
+    tuned = logits_of(str(tiny_llama), tmp_path / "run" / "adapter")
+    assert_close(logits_of(str(tmp_path / "run" / "merged"), None), tuned, rtol=1e-4, atol=1e-4)
+
+
 def test_it_is_written_as_a_plain_lora_that_computes_the_same(recipe, topcoat, tiny_llama, tmp_path):
     assert topcoat("train", str(recipe())).code == 0
     model = load_model(ModelSettings(path=str(tiny_llama), compute_dtype="fp32", device="cpu")).model

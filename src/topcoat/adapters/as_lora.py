@@ -18,7 +18,7 @@ from torch import Tensor
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.base import Adapter
 from topcoat.adapters.lora import Lora
-from topcoat.adapters.settings import LoraConfig, TargetedConfig
+from topcoat.adapters.settings import LoraConfig, TargetedConfig, TokenRowsConfig
 from topcoat.errors import TopcoatError
 
 Factors = tuple[Tensor, Tensor]
@@ -76,7 +76,7 @@ def as_lora(adapters: Adapters, *, pad: bool = False) -> Adapters:
     ranks = {path: len(A) for path, (A, _) in filled.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     placed = {name: getattr(config, name) for name in TargetedConfig.model_fields if name != "method"}
-    if isinstance(config, LoraConfig):
+    if isinstance(config, TokenRowsConfig):
         placed["trainable_token_indices"] = config.trainable_token_indices
     common = LoraConfig(**placed, r=usual, lora_alpha=float(usual))
     layers = {}

@@ -23,7 +23,14 @@ from topcoat.adapters.methods import METHODS
 from topcoat.adapters.patterns import chosen
 from topcoat.adapters.prompt_methods import PROMPTS
 from topcoat.adapters.saved_modules import modules_to_save
-from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, PromptConfig, TargetedConfig
+from topcoat.adapters.settings import (
+    AdapterConfig,
+    FullConfig,
+    LoraConfig,
+    PromptConfig,
+    TargetedConfig,
+    TokenRowsConfig,
+)
 from topcoat.adapters.start import Start
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.adapters.token_rows import DELTA, TiedRows, TrainedRows, find_embedding
@@ -182,7 +189,7 @@ def place(model: nn.Module, config: AdapterConfig, start: Start | None) -> Adapt
     linears = adaptable_linears(model)
     targets = chosen(list(linears), config)
     saved = modules_to_save(model, config.modules_to_save, targets)
-    tokens = config.trainable_token_indices if isinstance(config, LoraConfig) else []
+    tokens = config.trainable_token_indices if isinstance(config, TokenRowsConfig) else []
     embedding = find_embedding(model, tokens, saved) if tokens else None
     layers = METHODS[config.method].build({path: frozen(linears[path]) for path in targets}, config, start)
     model.requires_grad_(False)
@@ -223,7 +230,7 @@ def no_weights(method: str, what: str) -> TopcoatError:
 
 def _train_rows(adapters: Adapters, path: str, tied: str | None) -> None:
     """Chosen rows of the embedding at `path` train, and the head at `tied` follows them."""
-    assert isinstance(adapters.config, LoraConfig)
+    assert isinstance(adapters.config, TokenRowsConfig)
     model = adapters.model
     rows = TrainedRows(model.get_submodule(path), adapters.config.trainable_token_indices)
     if tied is not None:

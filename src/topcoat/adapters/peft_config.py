@@ -27,6 +27,7 @@ from topcoat.adapters.settings import (
     MissConfig,
     PromptConfig,
     TargetedConfig,
+    TokenRowsConfig,
     VeraConfig,
 )
 from topcoat.adapters.targets import adaptable_linears
@@ -54,7 +55,7 @@ _LORA = _EVERYWHERE | {
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
-_ADALORA = _LORA | {"use_dora": (False, None), "use_qalora": (False, None), "trainable_token_indices": (None, [])}
+_ADALORA = _LORA | {"use_dora": (False, None), "use_qalora": (False, None)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Kind:
 
 def peft_config(adapters: Adapters, base_name: str) -> Values:
     """adapter_config.json as PEFT writes it, keys at their defaults of newer PEFT versions left out."""
-    kind = WRITTEN_AS[adapters.config.method]
+    config = adapters.config
+    kind = WRITTEN_AS[config.method]
     written: Values = {
         "peft_type": kind,
         "task_type": "SEQ_CLS" if "score" in adapters.copies else "CAUSAL_LM",
@@ -82,6 +84,8 @@ def peft_config(adapters: Adapters, base_name: str) -> Values:
     }
     if KINDS[kind].targeted:
         written["target_modules"] = target_names(adapters)
+    if isinstance(config, TokenRowsConfig) and config.trainable_token_indices:  # older versions do not know the key
+        written["trainable_token_indices"] = list(config.trainable_token_indices)
     return written | KINDS[kind].write(adapters)
 
 
@@ -123,6 +127,8 @@ def read_peft_config(folder: Path) -> TargetedConfig | PromptConfig:
         raise TopcoatError.gather(problems)
     try:
         made, own = kind.read(values)
+        if issubclass(made, TokenRowsConfig):
+            own = own | {"trainable_token_indices": _read_tokens(values.get("trainable_token_indices") or [])}
         return made.model_validate((_placed(values) if kind.targeted else {}) | own)
     except ValidationError as error:
         first = error.errors()[0]
@@ -203,14 +209,7 @@ def _write_lora(adapters: Adapters) -> Values:
         "layers_pattern": None,
         "rank_pattern": {path: r for path, (r, _) in own.items() if r != usual_r},
         "alpha_pattern": {path: _number(alpha) for path, (_, alpha) in own.items() if alpha != usual_alpha},
-        **_write_tokens(config),
     }
-
-
-def _write_tokens(config: LoraConfig) -> Values:
-    """Only where there are some: older versions of PEFT do not know the key."""
-    tokens = config.trainable_token_indices
-    return {"trainable_token_indices": list(tokens)} if tokens else {}
 
 
 def _read_lora(values: Values) -> tuple[type[TargetedConfig], Values]:
@@ -221,7 +220,6 @@ def _read_lora(values: Values) -> tuple[type[TargetedConfig], Values]:
         "use_rslora": bool(values.get("use_rslora")),
         "rank_pattern": values.get("rank_pattern") or {},
         "alpha_pattern": values.get("alpha_pattern") or {},
-        "trainable_token_indices": _read_tokens(values.get("trainable_token_indices") or []),
     }
 
 

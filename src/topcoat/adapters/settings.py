@@ -42,7 +42,14 @@ class TargetedConfig(AdapterConfig):
     """Modules trained whole beside the adapter (a full fp32 copy each), such as lm_head of an untied model."""
 
 
-class LoraConfig(TargetedConfig):
+class TokenRowsConfig(TargetedConfig):
+    """Settings of LoRA and AdaLoRA and their kin, beside which rows of the embedding may train."""
+
+    trainable_token_indices: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Token ids whose embedding rows train, such as those of new special tokens. A tied head follows them."""
+
+
+class LoraConfig(TokenRowsConfig):
     """LoRA (arXiv:2106.09685): y = W x + scale * B A x with W frozen."""
 
     method: Literal["lora"] = "lora"
@@ -59,9 +66,6 @@ class LoraConfig(TargetedConfig):
     """r of some linears: the end of a path, or a regular expression for it, and the rank there."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """lora_alpha of some linears, named as in rank_pattern."""
-
-    trainable_token_indices: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
-    """Token ids whose embedding rows train, such as those of new special tokens. A tied head follows them."""
     init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva"] | FastPissa = True
     """Start of A and B. true: A uniform, B zero. pissa (arXiv:2404.02948): the base's largest directions;
     pissa_niter_16 finds them faster. olora (arXiv:2406.01775): orthonormal B from QR. loftq (arXiv:2310.08659):
@@ -115,7 +119,7 @@ class QaloraConfig(LoraConfig):
     r * (in_features / qalora_group_size + out_features) parameters to each layer."""
 
 
-class AdaloraConfig(TargetedConfig):
+class AdaloraConfig(TokenRowsConfig):
     """AdaLoRA (arXiv:2303.10512): W x + s P diag(E) Q x, whose ranks move to the linears where they matter most."""
 
     method: Literal["adalora"] = "adalora"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from topcoat.adapters.patterns import chosen
-from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig, PromptConfig, TargetedConfig
+from topcoat.adapters.settings import AdapterConfig, FullConfig, PromptConfig, TargetedConfig, TokenRowsConfig
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
@@ -206,7 +206,7 @@ def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], lis
             fix = f"a plan counts {', '.join(whole)}"
             raise TopcoatError(f"adapter.modules_to_save names {name!r}", "adapter.modules_to_save", fix)
         trained[whole[name.rsplit(".", 1)[-1]]] += 1
-    if isinstance(adapter, LoraConfig) and adapter.trainable_token_indices:
+    if isinstance(adapter, TokenRowsConfig) and adapter.trainable_token_indices:
         trained[len(adapter.trainable_token_indices) * a.hidden] += 1
     return trained, per_layer
 
