@@ -210,15 +210,37 @@ def test_an_unknown_architecture_is_taken_for_a_llama_and_says_so():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_hidden_layers": -3}, "num_hidden_layers is -3, and must be a whole number from 1 to 16,384"),
+        ({"num_hidden_layers": -3}, "num_hidden_layers is -3, and must be a whole number from 1 to 512"),
         ({"hidden_size": "big"}, "hidden_size is big"),
         ({"vocab_size": 10**15}, "vocab_size is 1000000000000000"),
         ({"num_attention_heads": None}, "the config does not say num_attention_heads"),
         ({"num_key_value_heads": 3}, "4 heads of 16 with 3 key heads cannot be a model of hidden size 64"),
+        ({"head_dim": None, "num_attention_heads": 5, "num_key_value_heads": 5}, "5 heads of 12 with 5 key heads"),
+        ({"head_dim": None, "num_attention_heads": 128}, "128 heads of 1 with 2 key heads cannot be a model"),
+        ({"head_dim": 15}, "4 heads of 15 with 2 key heads cannot be a model"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is false, and must be true or false"),
+        ({"attention_bias": 1}, "attention_bias is 1, and must be true or false"),
+        ({"model_type": ["llama"]}, "model_type is ['llama'], and must be a name"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers is 1000000000000000000000000000000"),
+        ({"hidden_size": float("nan")}, "hidden_size is nan"),
+        (
+            {"num_hidden_layers": 512, "hidden_size": 2**20, "intermediate_size": 2**24, "head_dim": 2**18},
+            "these sizes make 2.9e+16 parameters, more than any model has",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(change, said):
     with pytest.raises(TopcoatError) as caught:
         architecture_of(tiny_config("llama").to_dict() | {"head_dim": 16} | change, "config.json")
     assert said in str(caught.value)
-    assert "fetch config.json again" in str(caught.value)
+    assert "fetch the file again" in str(caught.value)
+
+
+def test_what_a_known_kind_should_say_and_does_not_is_unproved():
+    facts = tiny_config("mistral").to_dict() | {"num_key_value_heads": None, "intermediate_size": None}
+    found = architecture_of(facts, "config.json")
+    assert found.assumed == (
+        f"the config does not say intermediate_size: {found.mlp:,} is taken",
+        f"the config does not say num_key_value_heads: {found.kv_heads:,} is taken",
+    )
+    assert not architecture_of(tiny_config("llama").to_dict() | {"num_key_value_heads": None}, "config.json").assumed

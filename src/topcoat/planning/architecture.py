@@ -169,13 +169,13 @@ class Architecture:
 def architecture_of(facts: Mapping[str, Any], name: str) -> Architecture:
     """The shapes that the values of a config.json mean. Raises TopcoatError with every value that is impossible."""
     read = _Reader(facts, name)
-    kind_name = str(facts.get("model_type", "unknown"))
+    kind_name = read.kind()
     if kind_name == "gemma3" and isinstance(facts.get("text_config"), Mapping):  # the text part of a multimodal one
         return architecture_of({"model_type": "gemma3_text", **facts["text_config"]}, name)
     kind = KINDS.get(kind_name)
     if kind is None:
         kind = Kind()
-        read.assumed.append(f"{kind_name} is not among the known architectures: taken for a Llama")
+        read.assumed.append(f"{kind_name[:40]} is not among the known architectures: taken for a Llama")
     layers = read.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     hidden = read.whole("hidden_size", "n_embd", "d_model", "dim")
     heads = read.whole("num_attention_heads", "n_head", "n_heads")
@@ -187,13 +187,16 @@ def architecture_of(facts: Mapping[str, Any], name: str) -> Architecture:
     experts = read.whole("num_local_experts", "num_experts", default=kind.experts) if kind.experts else 0
     taken = read.whole("num_experts_per_tok", default=kind.experts_per_token) if experts else 0
     expert_mlp = read.whole(kind.expert_mlp, default=mlp) if experts else mlp
-    read.require(layers, hidden, heads, kv_heads, width, vocab)
     query, key_value = heads * width, kv_heads * width
-    linears = _attention(kind, facts, hidden, query, key_value) + _mlp(kind, facts, hidden, expert_mlp, experts)
+    linears = _attention(kind, read, hidden, query, key_value) + _mlp(kind, read, hidden, expert_mlp, experts)
+    tied = read.flag("tie_word_embeddings", kind.tied)
+    read.require(hidden, heads, kv_heads, width, kind.head_dim is not None)
+    read.note_missing("intermediate_size", mlp, kind_name in KINDS)
+    read.note_missing("num_key_value_heads", kv_heads, kind_name in KINDS and kind_name not in OWN_DEFAULTS)
     norms = (hidden,) * (kind.norms * kind.norm_vectors)
     head_norms = {"no": (), "head": (width, width), "whole": (query, key_value)}[kind.head_norms]
     router = (experts * hidden,) if experts else ()
-    return Architecture(
+    made = Architecture(
         name=name,
         kind=kind_name,
         layers=layers,
@@ -204,7 +207,7 @@ def architecture_of(facts: Mapping[str, Any], name: str) -> Architecture:
         mlp=expert_mlp * taken if experts else mlp,
         vocab=vocab,
         context=context,
-        tied=bool(facts.get("tie_word_embeddings", kind.tied)),
+        tied=tied,
         linears=linears,
         block_rest=(*norms, *head_norms, *router),
         last_norm=(hidden,) * kind.norm_vectors,
@@ -215,17 +218,15 @@ def architecture_of(facts: Mapping[str, Any], name: str) -> Architecture:
         head_norms=kind.head_norms == "head",
         assumed=tuple(read.assumed),
     )
+    if made.parameters > MOST_PARAMETERS:
+        what = f"these sizes make {made.parameters:.1e} parameters, more than any model has"
+        raise TopcoatError(what, name, FETCH)
+    return made
 
 
-def _says(setting: bool | str, facts: Mapping[str, Any], default: bool = False) -> bool:
-    return setting if isinstance(setting, bool) else bool(facts.get(setting, default))
-
-
-def _attention(
-    kind: Kind, facts: Mapping[str, Any], hidden: int, query: int, key_value: int
-) -> tuple[BlockLinear, ...]:
+def _attention(kind: Kind, read: _Reader, hidden: int, query: int, key_value: int) -> tuple[BlockLinear, ...]:
     neox = kind.qkv == "neox"  # whose biases are there unless the config takes them away
-    bias, o_bias = _says(kind.qkv_bias, facts, neox), _says(kind.o_bias, facts, neox)
+    bias, o_bias = read.flag(kind.qkv_bias, neox), read.flag(kind.o_bias, neox)
     if neox:
         return (
             BlockLinear("attention.query_key_value", 3 * hidden, hidden, bias),
@@ -239,8 +240,8 @@ def _attention(
     return (*inputs, BlockLinear("self_attn.o_proj", hidden, query, o_bias))
 
 
-def _mlp(kind: Kind, facts: Mapping[str, Any], hidden: int, mlp: int, experts: int) -> tuple[BlockLinear, ...]:
-    bias = _says(kind.mlp_bias, facts)
+def _mlp(kind: Kind, read: _Reader, hidden: int, mlp: int, experts: int) -> tuple[BlockLinear, ...]:
+    bias = read.flag(kind.mlp_bias)
     where, copies = ("mlp.experts", experts) if experts else ("mlp", 1)
     if kind.gated == "no":
         return (
@@ -253,8 +254,13 @@ def _mlp(kind: Kind, facts: Mapping[str, Any], hidden: int, mlp: int, experts: i
     return (*(BlockLinear(f"{where}.{name}", mlp, hidden, bias, copies) for name in ("gate_proj", "up_proj")), down)
 
 
-_LARGEST = {"num_hidden_layers": 2**14, "hidden_size": 2**20, "vocab_size": 2**24}
+_LARGEST = {"num_hidden_layers": 2**9, "hidden_size": 2**20, "vocab_size": 2**24}
 _MOST = 2**24
+MOST_PARAMETERS = 10**14
+"""A hundred times the largest models that are planned for; what claims more is damaged or forged."""
+FETCH = "fetch the file again, or take another model"
+OWN_DEFAULTS = ("llama", "phi3", "olmo2", "gpt_neox")
+"""Kinds whose models have as many key heads as heads where the config does not say."""
 
 
 class _Reader:
@@ -279,13 +285,38 @@ class _Reader:
             if found is None
             else f"{found} is {str(value)[:40]}, and must be a whole number from 1 to {largest:,}"
         )
-        self.problems.append(Problem(what, self.name, "fetch config.json again, or take another model"))
+        self.problems.append(Problem(what, self.name, FETCH))
         return 1
 
-    def require(self, layers: int, hidden: int, heads: int, kv_heads: int, width: int, vocab: int) -> None:
-        """Raise what is wrong, together with what does not go together."""
-        if not self.problems and (heads % kv_heads or heads * width > 64 * hidden):
+    def flag(self, setting: bool | str, default: bool = False) -> bool:
+        """Yes or no: `setting` itself, or what the config's field of that name says; `default` where it does not."""
+        if isinstance(setting, bool):
+            return setting
+        value = self.facts.get(setting)
+        if value is None or isinstance(value, bool):
+            return default if value is None else value
+        self.problems.append(Problem(f"{setting} is {str(value)[:40]}, and must be true or false", self.name, FETCH))
+        return default
+
+    def note_missing(self, name: str, taken: int, should: bool) -> None:
+        """Say what was taken for a number that the files should have and do not say."""
+        if should and self.facts.get(name) is None:
+            self.assumed.append(f"the config does not say {name}: {taken:,} is taken")
+
+    def kind(self) -> str:
+        """transformers' model_type."""
+        value = self.facts.get("model_type", "unknown")
+        if isinstance(value, str) and value:
+            return value
+        self.problems.append(Problem(f"model_type is {str(value)[:40]}, and must be a name", self.name, FETCH))
+        return "unknown"
+
+    def require(self, hidden: int, heads: int, kv_heads: int, width: int, own_width: bool) -> None:
+        """Raise what is wrong, together with what does not go together. Rotary positions turn pairs of numbers, so a
+        head's width is even; `own_width` is set by the kind of model, else heads share the hidden size out evenly."""
+        divides = self.facts.get("head_dim") is not None or own_width or hidden % heads == 0
+        if not self.problems and (heads % kv_heads or heads * width > 64 * hidden or width % 2 or not divides):
             what = f"{heads} heads of {width} with {kv_heads} key heads cannot be a model of hidden size {hidden}"
-            self.problems.append(Problem(what, self.name, "fetch config.json again, or take another model"))
+            self.problems.append(Problem(what, self.name, FETCH))
         if self.problems:
             raise TopcoatError.gather(self.problems)

@@ -14,7 +14,7 @@ from typing import Any
 
 from topcoat.errors import TopcoatError
 from topcoat.json_files import read_json_object
-from topcoat.planning.architecture import Architecture, architecture_of
+from topcoat.planning.architecture import FETCH, Architecture, architecture_of
 from topcoat.planning.shapes import find_shape, known_model, unknown_model
 
 _GGUF_KINDS = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
@@ -100,8 +100,7 @@ def _from_gguf(path: Path) -> Architecture:
     for theirs, ours in _GGUF_FIELDS.items():
         value = header.metadata.get(f"{kind}.{theirs}")
         facts[ours] = value[0] if isinstance(value, list) and value else value  # a list has one value a layer
-    if "token_embd.weight" not in shapes:
-        raise TopcoatError("the file has no token_embd.weight", str(path), "fetch the file again")
+    _require_consistent(facts, shapes, path)
     facts |= {"vocab_size": shapes["token_embd.weight"][0], "tie_word_embeddings": "output.weight" not in shapes}
     facts |= {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes}
     if kind == "gptneox":
@@ -111,6 +110,20 @@ def _from_gguf(path: Path) -> Architecture:
     read = architecture_of({name: value for name, value in facts.items() if value is not None}, str(path))
     inside = [entry for entry in header.entries if entry.name.startswith("blk.") and len(entry.shape) > 1]
     return replace(read, stored_linear_bytes=sum(entry.n_bytes for entry in inside), **_checked(read, shapes))
+
+
+def _require_consistent(facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raises TopcoatError where the tensors of a GGUF are not those of a model with these layers and this width."""
+    embedding, layers, hidden = shapes.get("token_embd.weight"), facts["num_hidden_layers"], facts["hidden_size"]
+    if embedding is None:
+        raise TopcoatError("the file has no token_embd.weight", str(path), FETCH)
+    if len(embedding) != 2 or (isinstance(hidden, int) and embedding[1] != hidden):
+        what = f"token_embd.weight has the shape {embedding}, and the header says embedding_length {hidden}"
+        raise TopcoatError(what, str(path), FETCH)
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("blk.")}
+    if isinstance(layers, int) and 0 < len(blocks) < layers:
+        what = f"the header says block_count {layers}, and the file has tensors of {len(blocks)} blocks"
+        raise TopcoatError(what, str(path), "fetch all parts of the model, or the file again")
 
 
 def _checked(read: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from topcoat.data.rows import iter_rows
 from topcoat.planning.architecture import Architecture
 from topcoat.planning.counts import counts_of
 from topcoat.planning.data_size import BYTES_PER_TOKEN, DataSize, data_size
-from topcoat.planning.devices import Device, device_in, find_device, parse_bytes
+from topcoat.planning.devices import Device, find_device, parse_bytes
 from topcoat.planning.estimate import estimate
 from topcoat.planning.machine import Machine, machine
 from topcoat.planning.model_files import find_architecture
@@ -208,15 +208,16 @@ def _what_fits(
 
 def _device(told: Told) -> tuple[Device, int]:
     """The device that is meant, and its memory. Raises TopcoatError for one that is not known."""
-    limit = parse_bytes(told.budget) if told.budget else None
-    if told.device not in ("auto", "cpu"):
+    from topcoat.runs.planning import HERE, gpu_free_bytes, gpu_here, known_gpu
+
+    limit = None if told.budget is None else parse_bytes(told.budget)
+    asked = told.device.strip().lower()
+    if asked not in HERE:
         device = find_device(told.device)
         return device, limit or device.memory_bytes
-    from topcoat.runs.planning import gpu_here
-
-    here = device_in(gpu_here()) if told.device == "auto" else None
-    if here is not None:
-        return here, limit or here.memory_bytes
+    if asked == "auto" and (described := gpu_here()):
+        here = known_gpu(described)
+        return here, limit or gpu_free_bytes() or here.memory_bytes
     facts = machine(ask_torch=False)
     cpu = _cpu(facts)
     return cpu, limit or facts.available_bytes or cpu.memory_bytes

@@ -4,6 +4,7 @@ only the first plan on a CPU imports it, to measure what the CPU reaches.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,9 +34,12 @@ from topcoat.runs.guiding import facts_of_plan
 from topcoat.runs.probing import Probe, probe_in_child
 from topcoat.runs.room import room_for_text
 
+HERE = ("auto", "cpu")
+"""Devices that are this machine's own."""
 ASSUMED_LENGTH = 1024
 """Tokens of an example where neither recipe nor data say."""
-NO_DATA = "rows.jsonl"
+NO_DATA = "(no rows)"
+"""data.train of a model alone: no file that is read as rows has such a name."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,13 @@ def plan_recipe(
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """The plan of `recipe`; see `plan`."""
-    asked = parse_price(price) if price else None
-    limit = parse_bytes(budget) if budget else None
+    device = device.strip().lower() if device.strip().lower() in HERE else device
+    asked = None if price is None else parse_price(price)
+    limit = None if budget is None else parse_bytes(budget)
     architecture = find_architecture(recipe.model.path)
     require_possible(architecture, recipe.adapter, recipe.model.quantization)
     facts = machine(ask_torch=False)
-    named = None if device in ("auto", "cpu") else find_device(device)
+    named = None if device in HERE else find_device(device)
     if asked and asked.per == "kWh" and named is None and not _gpu_for(recipe, device):
         raise TopcoatError(
             "the power that this CPU draws is not known", "--price", "give a price an hour, such as 0.05EUR/h"
@@ -135,7 +140,7 @@ def plan_recipe(
             "leave --device out" if named else "give a recipe whose data.train is a .jsonl file that is here",
         )
     used = named or _here(_gpu_for(recipe, device), facts, say)
-    free = facts.available_bytes if used.kind == "cpu" else None
+    free = None if named else facts.available_bytes if used.kind == "cpu" else gpu_free_bytes()
     key = cpu_key(facts) if used.kind == "cpu" else used.name
     probe = probe_in_child(_on(recipe, device), say) if measure else None
     if probe is not None and not keep_residual(probe.residual(architecture.name), key, cache_folder()):
@@ -209,6 +214,11 @@ def _here(described: str, facts: Machine, say: Callable[[str], None]) -> Device:
     """This machine's GPU, or its CPU where `described` is empty. Raises TopcoatError for a GPU not in the table."""
     if not described:
         return cpu_device(facts, cache_folder(), say)
+    return known_gpu(described)
+
+
+def known_gpu(described: str) -> Device:
+    """The device of the table that the driver's description means. Raises TopcoatError where there is none."""
     found = device_in(described)
     if found is None:
         raise TopcoatError(
@@ -226,6 +236,16 @@ def gpu_here(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()
     return ""
+
+
+def gpu_free_bytes() -> int | None:
+    """Memory of the first GPU that no process has, as nvidia-smi says; None where it is not here or does not say."""
+    asked = ("nvidia-smi", "-i", "0", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return int(said) * 2**20 if said.isdigit() else None
 
 
 def _dtype(asked: str, device: Device) -> str:
@@ -267,7 +287,9 @@ def _data_notes(data: DataSettings, size: DataSize | None) -> list[str]:
     if size is not None:
         return [f"data: {size.says}"]
     length = f"{ASSUMED_LENGTH} tokens" if data.max_length == "auto" else f"{data.max_length} tokens"
-    return [f"assumed: examples of {length}, since the rows have not been read; no time for the whole run"]
+    absent = [name for name, _ in data.train_files if name != NO_DATA and not Path(name).is_file()]
+    why = f"{absent[0]} is not here" if absent else "the rows have not been read"
+    return [f"assumed: examples of {length}, since {why}; no time for the whole run"]
 
 
 def _notes(request: Request) -> list[str]:
