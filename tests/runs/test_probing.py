@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from topcoat.errors import Refused, TopcoatError
 from topcoat.planning import calibration
-from topcoat.runs import planning
+from topcoat.planning.estimate import estimate
+from topcoat.planning.process import PROCESS_BYTES
+from topcoat.recipe.load import recipe_from_dict
+from topcoat.runs import planning, probing_child
 from topcoat.runs.planning import plan
+from topcoat.runs.run import run
 
 FOUND = {
     "measured_bytes": 700_000_000,
@@ -82,6 +90,72 @@ def test_a_child_that_dies_is_said(tiny_recipe, child, code, kind, said):
     with pytest.raises(kind) as caught:
         plan(tiny_recipe(), device="cpu", measure=True)
     assert said in str(caught.value)
+
+
+def test_a_child_that_comes_to_no_end_is_ended_and_said(tiny_recipe, monkeypatch):
+    def waits(*arguments, timeout, **options):
+        raise subprocess.TimeoutExpired(arguments, timeout)
+
+    monkeypatch.setattr("topcoat.runs.probing.subprocess.run", waits)
+    with pytest.raises(TopcoatError, match="the probe did not end within 30m 00s, and was ended") as caught:
+        plan(tiny_recipe(), device="cpu", measure=True)
+    assert "plan without --measure" in caught.value.problems[0].fix
+
+
+@pytest.fixture
+def figures(tiny_recipe, train, monkeypatch):
+    """figures(**sections): what the child measures, in this process; no second one is paid for."""
+
+    def measured(**sections):
+        recipe = recipe_from_dict(tiny_recipe("probed", **sections))
+        with pytest.raises(probing_child.Measured) as caught:
+            run(recipe, rehearsed=probing_child.measure)
+        return caught.value.figures
+
+    return measured
+
+
+def test_a_probe_saves_nothing(figures, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise AssertionError("a probe waits for no disk")
+
+    monkeypatch.setattr("topcoat.runs.session.save_with_patience", full)
+    monkeypatch.setattr("topcoat.runs.session.write_json", full)
+    figures()
+    assert not (tmp_path / "probed").exists()
+
+
+def test_the_prediction_of_a_probe_is_that_of_a_plan(figures, tiny_recipe):
+    found = figures()
+    made = plan(tiny_recipe(), device="cpu")
+    request = replace(made.estimate.request, labelled=None, longest_tokens=found["longest_tokens"])
+    runtime = {line.name: line.bytes for line in estimate(request).bill.lines}["runtime"]
+    assert runtime == PROCESS_BYTES
+    assert found["predicted_bytes"] == pytest.approx(estimate(request).bill.peak_bytes, rel=0.01)
+
+
+def test_only_the_micro_step_is_timed_and_all_rows_are_asked_for_labels(figures, monkeypatch):
+    def slow():
+        time.sleep(0.5)
+        free()
+
+    free = probing_child.free_leftovers
+    monkeypatch.setattr(probing_child, "free_leftovers", slow)
+    monkeypatch.setattr("topcoat.training.loop.free_leftovers", slow)
+    found = figures(train={"batch_size": 1})
+    assert 0 < found["micro_step_seconds"] < 0.5
+    other = figures(train={"batch_size": 8})
+    assert found["labelled"] == other["labelled"]
+    assert found["micro_step_tokens"] < other["micro_step_tokens"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_peak_before_the_step_is_not_the_step_s():
+    cpu = torch.device("cpu")
+    torch.ones(100_000_000)  # 400 MB, at once given back
+    high = probing_child.peak_since(cpu)
+    probing_child.forget_peak(cpu)
+    assert probing_child.peak_since(cpu) < high - 200_000_000
 
 
 def test_only_this_machine_and_real_rows_can_be_measured(tiny_recipe):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from topcoat.errors import Refused
-from topcoat.runs import scoring, session
+from topcoat.errors import Interrupted, Refused
+from topcoat.runs import scorers, scoring, session
+from topcoat.runs.folder import RunFolder
 from topcoat.training.metrics import read_metrics
 
 
@@ -83,6 +85,123 @@ def test_a_row_that_cannot_be_answered_alone_is_refused(train, tiny_recipe, monk
     monkeypatch.setattr(scoring, "answer", answer)
     with pytest.raises(Refused, match="evaluating one row at a time does not fit into memory"):
         train(tiny_recipe(evaluate={"metrics": ["exact_match"]}, train={"max_steps": 1}))
+
+
+def test_what_was_halved_while_evaluating_stays_so_in_a_resumed_run(
+    train, tiny_recipe, monkeypatch, ear, stop_after, trace
+):
+    real, asked = scoring.answer, []
+
+    def answer(*arguments, batch_size, **options):
+        asked.append(batch_size)
+        if batch_size > 16:
+            raise MemoryError
+        return real(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(scoring, "answer", answer)
+    whole = tiny_recipe("whole", evaluate={"metrics": ["exact_match", "perplexity"]})
+    train(whole)
+    stopped = {**whole, "output": whole["output"] + "-stopped"}
+    with pytest.raises(Interrupted):
+        train(stopped, listener=ear(stop_after["step"](5)))
+    asked.clear()
+    heard = ear()
+    train(stopped, resume=True, listener=heard)
+    assert set(asked) == {16}
+    assert "memory ran out" not in heard.text
+    assert trace(stopped["output"]) == trace(whole["output"])
+
+
+def test_a_resumed_run_computes_its_worst_micro_batch_first_and_is_bit_for_bit_the_same(
+    train, tiny_recipe, small_memory, ear, stop_after, trace
+):
+    own = {"adapter": {"lora_dropout": 0.1}, "train": {"micro_batch_tokens": 40}}
+    whole = tiny_recipe("whole", **own)
+    train(whole)
+    stopped = {**whole, "output": whole["output"] + "-stopped"}
+    with pytest.raises(Interrupted):
+        train(stopped, listener=ear(stop_after["step"](3)))
+    sizes = small_memory(10**9)
+    train(stopped, resume=True)
+    trained = sizes[:1] + [size for size in sizes if size <= sizes[0]]
+    assert sizes[0] == max(trained)
+    assert len(sizes) > 5
+    assert trace(stopped["output"]) == trace(whole["output"])
+
+
+def test_memory_that_shrank_since_is_found_before_a_resumed_run_goes_on(
+    train, tiny_recipe, small_memory, ear, stop_after
+):
+    recipe = tiny_recipe()
+    with pytest.raises(Interrupted):
+        train(recipe, listener=ear(stop_after["step"](3)))
+    sizes, heard = small_memory(100), ear()
+    result = train(recipe, resume=True, listener=heard)
+    assert sizes[0] > 100 >= max(sizes[1:])
+    assert "step 3: memory ran out" in heard.text
+    events = [row for row in read_metrics(result.folder / "metrics.jsonl") if "out_of_memory" in row]
+    assert [row["step"] for row in events] == [3]
+
+
+def test_what_is_refused_before_its_first_step_leaves_its_folder_to_another_recipe(
+    train, tiny_recipe, small_memory, monkeypatch
+):
+    roomy = session.make_loss
+    small_memory(8)
+    recipe = tiny_recipe()
+    with pytest.raises(Refused, match="does not fit into memory by itself"):
+        train(recipe)
+    assert not Path(recipe["output"]).exists()
+    Path(recipe["output"]).mkdir()
+    with pytest.raises(Refused):
+        train(recipe)
+    assert [path.name for path in Path(recipe["output"]).iterdir()] == [RunFolder(Path()).lock.name]
+    monkeypatch.setattr(session, "make_loss", roomy)
+    advised = tiny_recipe(train={"recompute": "block", "max_steps": 1})
+    assert train(advised).steps == 1
+
+
+def test_a_stop_during_the_rehearsal_leaves_nothing_behind(train, tiny_recipe, small_memory, ear):
+    small_memory(100)
+    recipe = tiny_recipe()
+    listener = ear(lambda figures: "memory ran out" in str(figures.get("text")))
+    with pytest.raises(Interrupted, match="SIGTERM: stopped") as caught:
+        train(recipe, listener=listener)
+    assert caught.value.problems[0].fix == "the same command starts again"
+    assert not Path(recipe["output"]).exists()
+
+
+@pytest.mark.parametrize("objective", ["classification", "regression"])
+def test_labels_are_evaluated_in_smaller_batches_where_memory_is_small(
+    train, tiny_recipe, tmp_path, monkeypatch, ear, objective
+):
+    words = ["good", "bad", "fine", "poor", "nice", "ugly"]
+    answers = [["right", "wrong"][i % 2] if objective == "classification" else 0.5 * i for i in range(12)]
+    rows = [{"text": f"this is {words[i % 6]} indeed", "label": answer} for i, answer in enumerate(answers)]
+    file = tmp_path / "labels.jsonl"
+    for name in (file, tmp_path / "held.jsonl"):
+        name.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    real, sizes = scorers.label_logits, []
+
+    def label_logits(model, batch, fused=None):
+        sizes.append(len(batch.rows))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return real(model, batch, fused)
+
+    monkeypatch.setattr(scorers, "label_logits", label_logits)
+    heard = ear()
+    recipe = tiny_recipe(
+        data={"train": str(file), "validation": str(tmp_path / "held.jsonl")},
+        train={"objective": objective, "max_steps": 2},
+    )
+    recipe["evaluate"] = {"every": 1}
+    result = train(recipe, listener=heard)
+    assert max(sizes) > 2
+    assert "memory ran out while evaluating" in heard.text
+    assert result.tuned.figures
+    last = max((result.folder / "checkpoints").glob("step-*"))
+    assert json.loads((last / "state.json").read_text())["evaluation_halvings"] > 0
 
 
 def test_predicted_and_measured_stand_side_by_side(train, tiny_recipe):

@@ -1,7 +1,7 @@
 """topcoat plan --measure, the side that asks: a run is begun in a process of its own and ends after its rehearsal.
 
-The child (`probing_child.py`) is the run itself up to its first score, in a temporary folder: what it takes is what the
-run would take. This side imports no torch.
+The child (`probing_child.py`) is the run itself up to its first score: what it takes is what the run would take. It
+ends before a run writes anything into its folder. This side imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from topcoat.errors import Problem, Refused, TopcoatError
 from topcoat.planning.request import Request
 from topcoat.planning.residuals import Residual
 from topcoat.recipe.schema import Recipe
-from topcoat.units import show_bytes
+from topcoat.units import show_bytes, show_seconds
+
+LIMIT_SECONDS = 30 * 60
+"""Loading the model, checking the rows and two micro-steps; what takes longer has come to a stop."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,18 @@ class Probe:
     """What two micro-steps on the longest rows took."""
 
     measured_bytes: int
-    """The high-water mark of the process; on a GPU what torch reserved."""
+    """The high-water mark of the process during a micro-step; on a GPU what torch reserved."""
     predicted_bytes: int
-    """The bill that the run made before its first step, with nothing measured in it."""
+    """What a plan says of the same step, with nothing measured in it."""
     micro_step_seconds: float
-    """Forward and backward of the largest micro batch, the second time."""
+    """Forward and backward of the largest micro batch, the second time, and nothing else."""
     micro_step_tokens: int
     """Its positions."""
     rows: int
     mean_tokens: float
     longest_tokens: int
     labelled: float
-    """Share of the tokens that are trained."""
+    """Share of the tokens of all rows that are trained."""
     steps: int
     device: str
 
@@ -79,21 +82,35 @@ class Probe:
 def probe_in_child(recipe: Recipe, say: Callable[[str], None]) -> Probe:
     """Begin `recipe` in a child process and learn what its largest micro batch takes.
 
-    Raises TopcoatError for what the run would be refused for, Refused where it does not fit.
+    Raises TopcoatError for what the run would be refused for, and where the child comes to no end; Refused where the
+    run does not fit.
     """
     say("measuring: the model is loaded in a process of its own, for two micro-steps on the longest rows")
-    done = subprocess.run(
-        [sys.executable, "-m", "topcoat.runs.probing_child"],
-        input=json.dumps(recipe.model_dump(mode="json")),
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "topcoat.runs.probing_child"],
+            input=json.dumps(recipe.model_dump(mode="json")),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TopcoatError(
+            f"the probe did not end within {show_seconds(LIMIT_SECONDS)}, and was ended",
+            "topcoat plan --measure",
+            "plan without --measure; topcoat train with the same recipe shows what takes so long",
+        ) from error
     if done.returncode == -signal.SIGKILL:
         raise Refused(
             "the probe was ended by the system, as it does when memory runs out",
             "topcoat plan --measure",
             "plan without --measure, and take the smallest change that it names",
         )
+    return _read(done)
+
+
+def _read(done: subprocess.CompletedProcess[str]) -> Probe:
+    """What the child found. Raises what it raised, or TopcoatError for a child that died."""
     lines = done.stdout.splitlines()
     found = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if "problems" in found:

@@ -1,11 +1,13 @@
 """The worst first: before anything is scored or trained, the largest pieces of the run are computed once, thrown away.
 
-Memory then fails in the first minute or never: the largest micro batch forward and backward, the largest validation
-batch forward, and the longest prompts with room for the keys and values of whole answers. What does not fit is halved,
-here as at any later step.
+Memory then fails in the first minute or never, of a run that goes on as well: the largest micro batch forward and
+backward, the largest validation batch forward, and the longest prompts with room for the keys and values of whole
+answers. What does not fit is halved, here as at any later step; nothing else that the next step depends on changes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,20 +20,23 @@ from topcoat.training.rng import private_randomness
 
 
 def rehearse(session: Session) -> None:
-    """Compute the worst of training and evaluation; a run that goes on at a later step has done so before.
+    """Compute the worst of training and evaluation; of a run that has ended nothing.
 
-    Raises Refused where one example, or one prompt, does not fit by itself.
+    Raises Refused where one example, or one prompt, does not fit by itself; Interrupted once a stop was asked for.
     """
-    if session.progress.step:
+    if session.progress.ended is not None:
         return
     with private_randomness():
         probe(session.loop(lambda done, figures: None))
     session.probed = True
+    session.stop.check()
     scorer = session.scorer
-    if len(scorer.batches) > 1:  # the only one is the first one anyway
+    if len(scorer.batches):
         scorer.within_memory(lambda: _largest_batch(scorer))
-    if scorer.data.labels is None and len(scorer.questions) > scorer.at_once:
-        scorer.within_memory(lambda: _longest_prompts(scorer))
+    session.stop.check()
+    if scorer.data.labels is None and scorer.questions:
+        scorer.within_memory(lambda: _longest_prompts(scorer, session.stop.check))
+    session.stop.check()
 
 
 @torch.no_grad()
@@ -40,12 +45,12 @@ def _largest_batch(scorer: Scorer) -> None:
         scorer.loss_of(max(scorer.batches, key=lambda batch: batch.input_ids.numel()))
 
 
-def _longest_prompts(scorer: Scorer) -> None:
+def _longest_prompts(scorer: Scorer, check: Callable[[], None]) -> None:
     """The first tokens of the longest prompts' answers, in the memory that whole answers will leave."""
     longest = sorted(scorer.questions, key=lambda question: -len(question.prompt_ids))[: scorer.at_once]
     room = answer_room(scorer, len(longest))
     with Evaluating(scorer.base.model), scorer.precision():
-        answer(scorer.base.model, scorer.base.tokenizer, longest, set(), 2, check=scorer.check, batch_size=len(longest))
+        answer(scorer.base.model, scorer.base.tokenizer, longest, set(), 2, check=check, batch_size=len(longest))
     del room
 
 

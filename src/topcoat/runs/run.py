@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from topcoat.adapters.attach import attach
+from topcoat.adapters.attach import Adapters, attach
 from topcoat.data.load import Dataset, load_data
 from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
@@ -79,64 +79,86 @@ def run(
     folder = RunFolder(Path(recipe.output))
     require_installed(recipe.train.report_to)
     with _signals() as stop, claimed(folder, recipe, resume):
-        before = memory_bytes(torch.device("cpu"))  # the process before any model is loaded
-        base = load_base_for_training(recipe, folder, listener, stop.check)  # frozen, quantized while it streams in
-        stop.check()
-        data = load_data(
-            recipe.data,
-            base.tokenizer,
-            context_length=room_for_text(base.context_length, recipe),
-            seed=recipe.seed,
-            objective=recipe.train.objective,
-            vocab_rows=base.vocab_rows,
-            bar=listener.progress,
-            check=stop.check,
-        )
-        stop.check()
-        check_attention(base, data, recipe.data.packing)  # one real example, before hours are spent
-        rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(data.train, START_ROWS))
-        adapters = attach(  # from here on, the only parameters that train
-            base.model,
-            with_label_head(base, recipe.adapter, data.labels, recipe.seed),
-            recipe.seed,
-            originals=Originals(base),
-            rows=rows,
-            tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
-        )
-        plan = plan_run(recipe, base, adapters, data, before)
-        plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
-        listener.show(plan.table(recipe, base, adapters, data))
-        listener.show(data.report)
-        tell(recipe, facts_of_run(base, adapters, data, plan.steps.total), listener)
-        if not resume:
-            check_before_training(recipe, data, adapters, listener)  # stops where the policy of a check says so
-        listener.show(preview(data.train[0], base.tokenizer))
-        scorer = SCORERS[recipe.train.objective](
-            base,
-            adapters,
-            data,
-            recipe.evaluate,
-            recipe.train,
-            budget_tokens=plan.micro_batch_tokens,
-            packing=recipe.data.packing,
-            check=lambda: leave_if_asked(stop, folder),
-            fused=plan.engine.fused,
-            say=listener.say,
-        )
-        training = prepare(folder, recipe, base, adapters, data, plan, scorer, stop, listener)
-        rehearse(training)  # the worst first: memory fails in the first minute or never
-        rehearsed(training)
-        scored = training.base_scores(listener)  # before anything is trained; kept for a resume
+        session = open_session(folder, recipe, stop, listener, resume=resume)
+        rehearse(session)  # the worst first: memory fails in the first minute or never
+        rehearsed(session)
+        session.begin()  # from here on the folder holds a run
+        scored = session.base_scores(listener)  # before anything is trained; kept for a resume
         began = time.perf_counter()
-        with listener.progress("training", plan.steps.total) as advance:
-            progress = train(training.loop(advance))
+        with listener.progress("training", session.plan.steps.total) as advance:
+            progress = train(session.loop(advance))
         if stop.stop is not None:
             raise interrupted(stop, f"saved step {progress.step}", folder)
-        keep_best(training, progress, listener)
+        keep_best(session, progress, listener)
         seconds = progress.elapsed_s or time.perf_counter() - began
-        tuned = finish(training, scored, progress, listener)
+        tuned = finish(session, scored, progress, listener)
         trained, mergeable = folder.trained(recipe.adapter), not recipe.adapter.virtual_tokens
         return Result(folder.path, trained, scored, tuned, seconds, progress.step, mergeable)
+
+
+def open_session(
+    folder: RunFolder, recipe: Recipe, stop: StopSignals, listener: Listener, *, resume: bool = False
+) -> Session:
+    """Load, attach, count and bind together; of a run that goes on, as its newest checkpoint says.
+
+    Raises TopcoatError for wrong input, Refused for what would be dishonest or would not fit, Interrupted once a stop
+    was asked for.
+    """
+    before = memory_bytes(torch.device("cpu"))  # the process before any model is loaded
+    base = load_base_for_training(recipe, folder, listener, stop.check)  # frozen, quantized while it streams in
+    stop.check()
+    data = open_data(recipe, base, listener, stop)
+    stop.check()
+    check_attention(base, data, recipe.data.packing)  # one real example, before hours are spent
+    adapters = attach_to(base, data, recipe)  # from here on, the only parameters that train
+    plan = plan_run(recipe, base, adapters, data, before)
+    plan.bill.require_fit(free_memory(base.device))  # refuses now, with advice, what would fail at step 1
+    listener.show(plan.table(recipe, base, adapters, data))
+    listener.show(data.report)
+    tell(recipe, facts_of_run(base, adapters, data, plan.steps.total), listener)
+    if not resume:
+        check_before_training(recipe, data, adapters, listener)  # stops where the policy of a check says so
+    listener.show(preview(data.train[0], base.tokenizer))
+    scorer = SCORERS[recipe.train.objective](
+        base,
+        adapters,
+        data,
+        recipe.evaluate,
+        recipe.train,
+        budget_tokens=plan.micro_batch_tokens,
+        packing=recipe.data.packing,
+        check=lambda: leave_if_asked(stop, folder),
+        fused=plan.engine.fused,
+        say=listener.say,
+    )
+    return prepare(folder, recipe, base, adapters, data, plan, scorer, stop, listener)
+
+
+def open_data(recipe: Recipe, base: Base, listener: Listener, stop: StopSignals) -> Dataset:
+    """The recipe's rows in the base's tokens."""
+    return load_data(
+        recipe.data,
+        base.tokenizer,
+        context_length=room_for_text(base.context_length, recipe),
+        seed=recipe.seed,
+        objective=recipe.train.objective,
+        vocab_rows=base.vocab_rows,
+        bar=listener.progress,
+        check=stop.check,
+    )
+
+
+def attach_to(base: Base, data: Dataset, recipe: Recipe) -> Adapters:
+    """The recipe's adapter on the base, started from the seed, the weights or the first rows, as it says."""
+    rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(data.train, START_ROWS))
+    return attach(
+        base.model,
+        with_label_head(base, recipe.adapter, data.labels, recipe.seed),
+        recipe.seed,
+        originals=Originals(base),
+        rows=rows,
+        tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
+    )
 
 
 def check_attention(base: Base, data: Dataset, packing: bool) -> None:

@@ -48,14 +48,19 @@ class LabelScorer(Scorer):
 
     def scores(self, listener: Listener, label: str) -> Scores:
         """What the head says of all validation rows."""
-        return self._scored(*self._head(self.batches, len(self.data.validation)))
+        return self._scored(*self.within_memory(lambda: self._head(self.batches, len(self.data.validation))))
 
     def ask(self, questions: Sequence[Question], listener: Listener, label: str) -> list[str]:
         """What the head says of the first rows, as words."""
         n = len(questions)
-        batches = [batch for batch in self.batches if min(batch.rows) < n] if n else []
-        found, _ = self._head(batches, len(self.data.validation))
-        return self._said(found[:n])
+        if not n:
+            return []
+
+        def first() -> NDArray[np.float64]:
+            batches = [batch for batch in self.batches if min(batch.rows) < n]
+            return self._head(batches, len(self.data.validation))[0]
+
+        return self._said(self.within_memory(first)[:n])
 
     @torch.no_grad()
     def _head(self, batches: Sequence[Batch], rows: int) -> tuple[NDArray[np.float64], float | None]:

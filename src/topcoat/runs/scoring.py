@@ -75,6 +75,8 @@ class Scorer:
         self.loss_of, self.precision = make_loss(base, adapters, fused, train), precision(base, adapters)
         self.data, self.fused = data, fused
         self.packing, self.added, self.at_once = packing, adapters.config.virtual_tokens, AT_ONCE
+        self.halvings = 0
+        """Times that memory ran out; a checkpoint keeps them, since a loss is summed batch by batch."""
         self._split(budget_tokens)
         self.stop_ids = data.renderer.stop_ids
         self.questions = self._questions()
@@ -87,6 +89,12 @@ class Scorer:
             for n in (len(rows), min(len(rows), self.settings.rows))
         )
 
+    def halve(self, times: int = 1) -> None:
+        """Half as many rows at once, and batches of half the positions, so many times."""
+        self.halvings += times
+        self.at_once = max(1, self.at_once >> times)
+        self._split(self.budget_tokens >> times)
+
     def within_memory(self, compute: Callable[[], T]) -> T:
         """`compute()`, and while memory runs out again with half as many rows at once.
 
@@ -98,16 +106,18 @@ class Scorer:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.at_once == 1:
+                if self.at_once == 1 and len(self.batches) == len(self.data.validation):
                     raise Refused(
                         f"evaluating one row at a time does not fit into memory: {first_line(error)}",
                         where="evaluate",
                         fix="lower evaluate.max_new_tokens or data.max_length, or write data.validation: null",
                     ) from error
             free_leftovers()
-            self.at_once //= 2
-            self._split(self.budget_tokens // 2)
-            self.say(f"memory ran out while evaluating: {self.at_once} rows are answered at once from here on")
+            self.halve()
+            self.say(
+                f"memory ran out while evaluating: {self.at_once} rows are answered at once from here on, and batches "
+                f"hold at most {self.budget_tokens:,} tokens"
+            )
 
     def _questions(self) -> list[Question]:
         """What is asked at the end, the first of them at each evaluation."""

@@ -60,13 +60,45 @@ class Session:
     checkpoints: Checkpoints
     optimizer: Optimizer
     scale: LossScale
-    metrics: MetricsLog
-    samples: MetricsLog
     trackers: list[Tracker]
+    receipt: dict[str, Any]
+    """What identifies the run (`runs/receipt.py`)."""
+    metrics: MetricsLog = field(init=False)
+    """Opened by `begin`, or with the checkpoint that the run goes on from; `samples` too."""
+    samples: MetricsLog = field(init=False)
     progress: Progress = field(default_factory=Progress)
     rule: StepRule = field(default_factory=NoRule)
     probed: bool = False
     """The largest micro batch has been computed already (`runs/rehearsal.py`)."""
+    begun: bool = False
+    """The folder holds the run: its recipe, its logs and a checkpoint."""
+    early: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metrics from before that."""
+
+    def begin(self) -> None:
+        """Write what identifies the run and its first checkpoint; nothing for a run that went on from one.
+
+        Only now: what is refused before its first step leaves a folder that another recipe can take.
+        """
+        if self.begun:
+            return
+        folder = self.folder
+        write_file(folder.recipe, dump_recipe(self.recipe))
+        write_json(folder.receipt, self.receipt)
+        write_json(folder.plan, self.plan.as_json())
+        held_out = (self.data.validation or self.data.train)[:PROBES]
+        write_json(folder.probe, {"prompts": [example.input_ids[:PROBE_TOKENS] for example in held_out]})
+        self._open_logs()
+        self.metrics.truncate(0)
+        self.samples.truncate(0)
+        self.begun = True
+        for row in self.early:
+            self._record(row, lambda done, figures: None)
+        self.save(False)  # step 0: a disk that cannot hold a checkpoint says so now, not at the end (P30, P31)
+        self.checkpoints.require_room(folder.checkpoints / "step-00000000")
+
+    def _open_logs(self) -> None:
+        self.metrics, self.samples = MetricsLog(self.folder.metrics), MetricsLog(self.folder.samples)
 
     def base_scores(self, listener: Listener) -> Scores:
         """Scores of the base before anything is trained; a resumed run reads those of its first start."""
@@ -128,8 +160,13 @@ class Session:
         self.optimizer.steps = checkpoint.state["optimizer_steps"]
         self.scale = LossScale(**checkpoint.state["loss_scale"])
         self.progress = Progress(**checkpoint.state["progress"])
+        if self.progress.micro_batch_tokens is not None:
+            self.plan.steps.limit(self.progress.micro_batch_tokens)
+        self.scorer.halve(checkpoint.state.get("evaluation_halvings", 0))
+        self._open_logs()
         self.metrics.truncate(checkpoint.state["metrics_bytes"])
         self.samples.truncate(checkpoint.state["samples_bytes"])
+        self.begun = True
 
     def patiently(self, save: Callable[[], T]) -> T:
         """What `save()` returns; a full disk pauses the run until there is room or a stop is asked for (P31)."""
@@ -147,6 +184,7 @@ class Session:
             "progress": asdict(self.progress),
             "optimizer_steps": self.optimizer.steps,
             "loss_scale": asdict(self.scale),
+            "evaluation_halvings": self.scorer.halvings,
             "metrics_bytes": self.patiently(self.metrics.length),
             "samples_bytes": self.patiently(self.samples.length),
         }
@@ -159,6 +197,9 @@ class Session:
             self.listener.say(left)
 
     def _record(self, row: dict[str, Any], advance: Advance) -> None:
+        if not self.begun:
+            self.early.append(row)
+            return
         self.patiently(lambda: self.metrics.write(row))
         for tracker in self.trackers:
             tracker(row)
@@ -190,18 +231,12 @@ def prepare(
     stop: StopSignals,
     listener: Listener,
 ) -> Session:
-    """Write what identifies the run (or check it, when it is continued) and make everything the loop needs."""
+    """Everything the loop needs; of a run that goes on, as its newest checkpoint says. Nothing is written yet."""
     rule = step_rule(adapters, plan.steps.total)  # refuses before anything is written
     resumed = folder.receipt.exists() and folder.checkpoints.exists()
     now = receipt(recipe, base, data)
     if folder.receipt.exists():
         now["run_id"] = read_json(folder.receipt)["run_id"]
-    if not resumed:
-        write_file(folder.recipe, dump_recipe(recipe))
-        write_json(folder.receipt, now)
-        write_json(folder.plan, plan.as_json())
-        held_out = (data.validation or data.train)[:PROBES]
-        write_json(folder.probe, {"prompts": [example.input_ids[:PROBE_TOKENS] for example in held_out]})
     if plan.engine.checkpointing:
         _enable_checkpointing(base)
     session = Session(
@@ -225,16 +260,12 @@ def prepare(
             rate_factor=adapters.rate_factor,
         ),
         scale=LossScale.for_dtype(base.compute_dtype),
-        metrics=MetricsLog(folder.metrics),
-        samples=MetricsLog(folder.samples),
         trackers=trackers(recipe.train.report_to, folder.path, listener.say),
+        receipt=now,
         rule=rule,
     )
-    if not (resumed and _resume(session, listener)):
-        session.metrics.truncate(0)
-        session.samples.truncate(0)
-        session.save(False)  # step 0: a disk that cannot hold a checkpoint says so now, not at the end (P30, P31)
-        session.checkpoints.require_room(folder.checkpoints / "step-00000000")
+    if resumed:
+        _resume(session, listener)
     return session
 
 
@@ -250,17 +281,18 @@ def _enable_checkpointing(base: Base) -> None:
         ) from error
 
 
-def _resume(session: Session, listener: Listener) -> bool:
+def _resume(session: Session, listener: Listener) -> None:
     """Go on from the newest checkpoint that verifies; say which were passed over and why.
 
-    False if the run died before its first checkpoint was there. Raises Refused if there are some and all are damaged.
+    A run that died before its first checkpoint was there begins again. Raises Refused if there are some and all are
+    damaged.
     """
     checkpoint = session.checkpoints.newest()
     for reason in session.checkpoints.skipped:
         listener.say(reason)
     if checkpoint is None and not session.checkpoints.skipped:
         listener.say("no checkpoint was saved yet; starting at step 0")
-        return False
+        return
     if checkpoint is None:
         raise Refused(
             f"no checkpoint in {session.folder.checkpoints} can be used",
@@ -269,4 +301,3 @@ def _resume(session: Session, listener: Listener) -> bool:
         )
     session.restore(checkpoint)
     listener.say(f"resuming at step {checkpoint.step} of {session.plan.steps.total}")
-    return True

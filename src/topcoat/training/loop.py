@@ -128,8 +128,9 @@ def train(run: Training) -> Progress:
 def probe(run: Training) -> None:
     """Forward and backward of the largest micro batch, thrown away: memory fails in the first minute or never.
 
-    What it touches stays allocated, so the steps after it are no slower than the rest. It also checks that every
-    trainable parameter is reached (pitfalls P07, P23). Raises Refused where one example alone does not fit.
+    What it touches stays allocated, so the steps after it are no slower than the rest. Before the first step it also
+    checks that every trainable parameter is reached (pitfalls P07, P23). Raises Refused where one example alone does
+    not fit.
     """
     free_leftovers()  # of loading and checking
     within_memory(run, [run.steps.worst()], lambda: [run.steps.worst()], lambda batches: _probe(run, batches[0]))
@@ -140,7 +141,7 @@ def _probe(run: Training, batch: Batch) -> None:
     seed_micro_batch(run.seed, 0, 0)
     loss = run.loss(batch)
     (loss * (run.scale.value / max(1, batch.n_target_tokens))).backward()
-    if batch.n_target_tokens and bool(torch.isfinite(loss)):
+    if run.progress.step == 0 and batch.n_target_tokens and bool(torch.isfinite(loss)):
         require_gradients(run.parameters)
     run.optimizer.zero_grad()
 
