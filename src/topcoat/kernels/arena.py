@@ -22,6 +22,8 @@ class Arena:
 
     device: torch.device
     buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
+    views: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
+    """Each buffer in the shape it was last asked for: mostly the next shape too, and a view takes longer to make."""
     slabs: Slabs = field(init=False)
 
     def __post_init__(self) -> None:
@@ -29,15 +31,21 @@ class Arena:
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The buffer `name` as a contiguous tensor of `shape`, uninitialised when it is new or has grown."""
-        key, size = (name, dtype), math.prod(shape)
-        buffer = self.buffers.get(key)
+        key = (name, dtype)
+        view = self.views.get(key)
+        if view is not None and view.shape == shape:
+            return view
+        size, buffer = math.prod(shape), self.buffers.get(key)
         if buffer is None or buffer.numel() < size:
             self.buffers.pop(key, None)  # the small one goes before the large one comes
-            buffer = None
+            self.views.pop(key, None)
+            buffer = view = None
             with torch.inference_mode(False):  # born in inference mode, it could never be written outside it
                 buffer = self.slabs.empty(size, dtype)
             self.buffers[key] = buffer
-        return buffer[:size].view(shape)
+        with torch.inference_mode(False):
+            view = self.views[key] = buffer[:size].view(shape)
+        return view
 
     def zeros(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The same, filled with zeros."""

@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from topcoat.kernels.cross_entropy_rows import cross_entropy_rows_
 from topcoat.kernels.dispatch import wide_dtype
-from topcoat.kernels.long_product import long_product
 from topcoat.kernels.loss_chunks import STEP, loss_rows
+from topcoat.kernels.product import product
 from topcoat.kernels.scratch import scratch
 
 
@@ -83,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 loss += cross_entropy_rows_(asked, labels, *shape, want_hidden or want_weight).sum(dtype=wide)
                 logits[len(labels) :] = 0
                 if grad_hidden is not None:
-                    long_product(logits, weight, out=grad_hidden[a : a + chunk_rows])
+                    product(logits, weight, out=grad_hidden[a : a + chunk_rows])
                 if grad_weight is not None:
                     grad_weight += logits.T @ chunk
         ctx.save_for_backward(None if grad_hidden is None else grad_hidden[: len(hidden)], grad_weight)

@@ -7,8 +7,6 @@ formed by one of them, in the order of K. Memory: for each thread one block of t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from topcoat.kernels.scratch import scratch
 FEWEST_ROWS = 32
 """With fewer rows than a strip of tiles, packing the weight costs more than the product."""
 LINE = 64  # bytes: tiles and sums begin on a cache line
+_CPU = torch.device("cpu")
 GATE, UNGATE = 1, 2  # enum gating of native/product.c
 
 _TENSORS = ("out", "a", "b", "e", "f", "d", "beside")
@@ -68,20 +67,22 @@ def native_product(
     """As `product`; `activation`, `beside` and `backward` are those of its gating."""
     library = _library()
     assert library is not None  # native_takes said so
-    named = dict(zip(_TENSORS, (out, a, b, *(low_rank or (None, None)), add, beside), strict=True))
+    e, f = low_rank or (None, None)
+    read = (out, a, b, e, f, add, beside)  # as _TENSORS names them
     call = _Product(
-        **{name: 0 if x is None else x.data_ptr() for name, x in named.items()},
-        **{f"{name}_row": 0 if x is None or x.dim() == 1 else x.stride(0) for name, x in named.items()},
-        m=len(a),
-        n=out.shape[1],
-        k=a.shape[1],
-        r=0 if low_rank is None else low_rank[0].shape[1],
-        transposed=transposed,
-        threads=torch.get_num_threads(),
-        gating=0 if activation is None else UNGATE if backward else GATE,
-        activation=0 if activation is None else ACTIVATIONS.index(activation),
-    )
-    with _room(library.product_bytes(ctypes.byref(call))) as call.scratch:
+        *[0 if x is None else x.data_ptr() for x in read],
+        *[0 if x is None or x.dim() == 1 else x.stride(0) for x in read],
+        len(a),
+        out.shape[1],
+        a.shape[1],
+        0 if e is None else e.shape[1],
+        transposed,
+        torch.get_num_threads(),
+        0 if activation is None else UNGATE if backward else GATE,
+        0 if activation is None else ACTIVATIONS.index(activation),
+    )  # by place: names take longer than a small product
+    with scratch((library.product_bytes(ctypes.byref(call)) + LINE,), torch.uint8, _CPU) as room:
+        call.scratch = _on_a_line(room)
         library.product(ctypes.byref(call))
 
 
@@ -90,24 +91,18 @@ def native_outer_sum(u: Tensor, x: Tensor) -> Tensor:
     library = _library()
     assert library is not None
     out = torch.empty(u.shape[1], x.shape[1], dtype=torch.float32)
-    call = _Outer(
-        **{name: tensor.data_ptr() for name, tensor in (("out", out), ("u", u), ("x", x))},
-        **{f"{name}_row": tensor.stride(0) for name, tensor in (("out", out), ("u", u), ("x", x))},
-        t=len(x),
-        r=u.shape[1],
-        n=x.shape[1],
-        threads=torch.get_num_threads(),
-    )
-    with _room(library.outer_bytes(ctypes.byref(call))) as call.scratch:
+    read = (out, u, x)
+    size = (len(x), u.shape[1], x.shape[1])
+    call = _Outer(*[t.data_ptr() for t in read], *size, *[t.stride(0) for t in read], torch.get_num_threads())
+    with scratch((library.outer_bytes(ctypes.byref(call)) + LINE,), torch.uint8, _CPU) as room:
+        call.scratch = _on_a_line(room)
         library.outer(ctypes.byref(call))
     return out
 
 
-@contextmanager
-def _room(size: int) -> Iterator[int]:
-    """The address of `size` bytes on a cache line."""
-    with scratch((size + LINE,), torch.uint8, torch.device("cpu")) as room:
-        yield -(-room.data_ptr() // LINE) * LINE
+def _on_a_line(room: Tensor) -> int:
+    """The first address of `room` on a cache line."""
+    return -(-room.data_ptr() // LINE) * LINE
 
 
 def _library() -> Library | None:
