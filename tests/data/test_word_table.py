@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from topcoat.data import word_table
 from topcoat.data.word_cuts import WIDE_SPACES, cut
+from topcoat.data.word_memory import SHORT
 from topcoat.data.word_table import PARTS, WordTable
-from topcoat.data.words import PIECES, SHORT
+from topcoat.data.words import PIECES
 
 CUT = re.compile(r" (?=\S)(?<=\S )")  # a single space between two characters
 SPACES = [chr(code) for code in (*WIDE_SPACES, 9, 10, 13, 28, 31)]

@@ -49,6 +49,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "cross_entropy.c": _EVERY,
     "adamw.c": _EVERY,
     "nf4.c": _EVERY,
+    "words.c": _EVERY,
     "attention_forward.c": _TILES,
     "attention_backward.c": _TILES,
     "product.c": ("avx512_amx",),

@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from topcoat.errors import TopcoatError
 from topcoat.kernels.native.build import LIBRARY, VARIANTS, is_current
 
@@ -39,6 +37,17 @@ SIGNATURES = {
     "adamw": "- ii pppp fffffffff",
     "square_sum": "d ii pp",
     "dequantize_nf4": "- iiii pi ppp i ppp i",
+    "words_rules_new": "p ii pipi ppp",
+    "words_rules_free": "- p",
+    "words_new": "p p",
+    "words_free": "- p",
+    "words_add": "i ppii",
+    "words_find": "i ppi ppp",
+    "words_asked": "i pp",
+    "words_tell": "i pi pppp",
+    "words_held": "- pp",
+    "words_count": "i pip",
+    "words_write": "- pi pppp ipp",
 }
 TILE_SIGNATURES = {
     "attention_forward": "- p",
@@ -72,6 +81,17 @@ class Library:
     attention_backward: Callable[..., None]
     attention_backward_bytes: Callable[..., int]
     dequantize_nf4: Callable[..., None]
+    words_rules_new: Callable[..., int | None]
+    words_rules_free: Callable[..., None]
+    words_new: Callable[..., int | None]
+    words_free: Callable[..., None]
+    words_add: Callable[..., int]
+    words_find: Callable[..., int]
+    words_asked: Callable[..., int]
+    words_tell: Callable[..., int]
+    words_held: Callable[..., None]
+    words_count: Callable[..., int]
+    words_write: Callable[..., None]
     product: Callable[..., None]
     product_bytes: Callable[..., int]
     outer: Callable[..., None]
@@ -99,16 +119,41 @@ def _bind(loaded: ctypes.CDLL, name: str, letters: str) -> Any:
 @cache
 def native_library() -> Library | None:
     """The library for this processor, loaded once; None if it is switched off, absent or stale (said once)."""
+    loaded = _opened()
+    threading = _torch_threading() if loaded is not None else None
+    if loaded is not None and threading is not None:
+        loaded.topcoat_set_threading.argtypes = [ctypes.c_void_p] * 3
+        loaded.topcoat_set_threading(*threading)
+    return _of(loaded)
+
+
+@cache
+def threadless_library() -> Library | None:
+    """The same for what runs on the calling thread alone: torch is not imported for it."""
+    return _of(_opened())
+
+
+def _opened() -> ctypes.CDLL | None:
+    return None if _wanted() == "off" else _load(LIBRARY)
+
+
+def _of(loaded: ctypes.CDLL | None) -> Library | None:
+    levels = list(VARIANTS)
+    return (
+        Library(loaded, levels[min(loaded.topcoat_cpu_level(), levels.index(_wanted()))])
+        if loaded is not None
+        else None
+    )
+
+
+def _wanted() -> str:
+    """What TOPCOAT_NATIVE says."""
     wanted = os.environ.get(VARIABLE) or "avx512_amx"
     if wanted not in (*VARIANTS, "off"):
         raise TopcoatError(
             f"{VARIABLE}={wanted} names no instruction set", fix=f"set it to off, {', '.join(VARIANTS)}, or not at all"
         )
-    loaded = None if wanted == "off" else _load(LIBRARY)
-    if loaded is None:
-        return None
-    levels = list(VARIANTS)
-    return Library(loaded, levels[min(loaded.topcoat_cpu_level(), levels.index(wanted))])
+    return wanted
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
@@ -119,19 +164,16 @@ def _load(path: Path) -> ctypes.CDLL | None:
         log.warning("%s was built from other sources and is not used: run make native", path)
         return None
     try:
-        loaded = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as wrong:  # built for another system
         log.warning("%s does not load (%s): run make native", path, wrong)
         return None
-    threading = _torch_threading()
-    if threading is not None:
-        loaded.topcoat_set_threading.argtypes = [ctypes.c_void_p] * 3
-        loaded.topcoat_set_threading(*threading)
-    return loaded
 
 
 def _torch_threading() -> tuple[int, int, int] | None:
     """Addresses of torch's OpenMP functions, if it has been built with a runtime that has them."""
+    import torch
+
     places = [Path(torch.__file__).parent / "lib" / name for name in ("libtorch_cpu.so", "libtorch_cpu.dylib")]
     for place in (None, *(str(place) for place in places if place.exists())):
         try:

@@ -1,0 +1,100 @@
+"""Rules of merging: how a byte-level BPE cuts ASCII text into pieces and merges these, read off its tokenizer.json.
+
+Known are GPT-2's cut, with or without every digit alone (Radford et al. 2019, section 2.2), and cl100k's, of Llama 3
+and Qwen: they differ in what begins a piece, what a line break belongs to, and how many digits one piece has. Merging:
+Sennrich et al. 2016, arXiv:1508.07909, algorithm 1. `kernels/native/words.c` follows them; words.py proves each use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+GPT2, CL100K = 1, 2  # words.c
+PADDING = bytes(24)  # that words.c may read behind a text
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_BY_CASE = r"'(?i:[sdmt]|ll|ve|re)"
+_CL100K = re.compile(
+    rf"(?:{re.escape(_CONTRACTIONS)}|{re.escape(_BY_CASE)})"
+    + re.escape(r"|[^\r\n\p{L}\p{N}]?") + r"\\p\{L\}\+\+?"
+    + re.escape(r"|\p{N}") + r"(\{1,3\}|\+)?"
+    + re.escape(r"| ?[^\s\p{L}\p{N}]+") + r"\+?" + re.escape(r"[\r\n]*|\s*[\r\n]") + r"\+?"
+    + re.escape(r"|\s+(?!\S)|\s+")
+)  # fmt: skip
+DIGITS = {None: 1, "{1,3}": 3, "+": 0}
+"""How cl100k's expression repeats \\p{N} -> most digits of a piece, 0 for any number."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What words.c needs: the cut (GPT2 or CL100K) and most digits of a piece, ids of the bytes (256,), -1 for one that
+    is no token, merges (M, 3) of left, right and whole in order of rank, and the tokens that a piece is taken for whole
+    where it is one, or None."""
+
+    kind: int
+    digits: int
+    byte_ids: NDArray[np.int32]
+    merges: NDArray[np.int32]
+    whole: list[bytes] | None
+    whole_ids: NDArray[np.int32]
+
+
+def rules_of(spec: Mapping[str, Any]) -> Rules | None:
+    """The rules of a tokenizer by its tokenizer.json; None where they are others."""
+    cut, model = _cut(spec["pre_tokenizer"]), spec["model"]
+    if cut is None or model["type"] != "BPE" or model.get("end_of_word_suffix") or _trims(spec["post_processor"]):
+        return None
+    characters = byte_characters()
+    vocabulary: dict[str, int] = model["vocab"]
+    pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+    flat = chain.from_iterable((vocabulary[a], vocabulary[b], vocabulary[a + b]) for a, b in pairs)
+    whole = None
+    if model.get("ignore_merges"):
+        code = {character: byte for byte, character in enumerate(characters)}
+        known = [text for text in vocabulary if code.keys() >= set(text)]
+        whole = [bytes(map(code.__getitem__, text)) for text in known]
+    return Rules(
+        *cut,
+        np.array([vocabulary.get(character, -1) for character in characters], np.int32),
+        np.fromiter(flat, np.int32, 3 * len(pairs)).reshape(-1, 3),
+        whole,
+        np.array([vocabulary[text] for text in known] if whole is not None else [], np.int32),
+    )
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte in the vocabulary of a byte-level BPE, as GPT-2 has them."""
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
+
+
+def _cut(pre: dict[str, Any] | None) -> tuple[int, int] | None:
+    """(kind, most digits) of a pre-tokenizer."""
+    steps = pre["pretokenizers"] if pre and pre["type"] == "Sequence" else [pre]
+    *before, last = steps
+    if not last or last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    if last["use_regex"] and not before:
+        return GPT2, 0
+    if len(before) != 1:
+        return None
+    if last["use_regex"]:
+        alone = before[0]["type"] == "Digits" and before[0]["individual_digits"]
+        return (GPT2, 1) if alone else None
+    if before[0]["type"] != "Split" or before[0]["behavior"] != "Isolated" or before[0]["invert"]:
+        return None
+    found = _CL100K.fullmatch(before[0]["pattern"].get("Regex", ""))
+    return (CL100K, DIGITS[found[1]]) if found else None
+
+
+def _trims(post: dict[str, Any] | None) -> bool:
+    """Whether the white space of a token is taken off its place in the text."""
+    steps = post["processors"] if post and post["type"] == "Sequence" else [post]
+    return any(step and step["type"] == "ByteLevel" and step["trim_offsets"] for step in steps)
