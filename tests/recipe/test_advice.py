@@ -41,7 +41,7 @@ def method(**facts) -> tuple[str, str]:
         ("latency", {"rows": 500, "prompted": "no"}, ("tune", "cheaper-or-closer")),
         ("domain", {"rows": 500}, ("tune", "style-task-domain")),
         ("", {"rows": 500, "recipe": "yes"}, ("tune", "recipe-at-hand")),
-        ("", {"rows": 500}, ("measure", "")),
+        ("", {"rows": 500}, ("measure", "what-should-get-better")),
     ],
 )
 def test_the_approach(task, facts, answer):
@@ -52,7 +52,8 @@ def test_the_approach(task, facts, answer):
     ("facts", "answer"),
     [
         ({"parameters": None}, ("measure", "no-model")),
-        ({"qlora_fits": "no"}, ("smaller-model", "nothing-fits")),
+        ({"qlora_fits": "no", "lora_fits": "no"}, ("smaller-model", "nothing-fits")),
+        ({"qlora_fits": "no", "lora_fits": "yes"}, ("lora", "dense-weights-fit")),
         ({"qlora_fits": "yes", "lora_fits": "no"}, ("qlora", "only-4-bit-fits")),
         ({"qlora_fits": "yes", "lora_fits": "yes"}, ("lora", "dense-weights-fit")),
         ({"lora_fits": "yes", "parameters": 135e6}, ("lora", "small-model")),

@@ -43,9 +43,12 @@ def show(advised: Advised, told: Told, recipe: str | None, console: Console) -> 
         if not advised.decision.matched(stage):
             console.print(Text.assemble((f"{stage:<9}", "bold"), (SAID[answer], "bold green")))
     for rule in _to_measure(advised):
-        say("measure", _typed(rule, told), "yellow", rule)
+        typed = _typed(rule, advised, told)
+        say("measure", typed, "yellow", rule)
+        if missing := _to_fill(typed):
+            console.print(f"         put your own for {' and '.join(missing)}", style="dim", markup=False)
     for rule in advised.decision.matched("later"):
-        say("later", _typed(rule, told) or rule.reason, "", rule)
+        say("later", _typed(rule, advised, told) or rule.reason, "", rule)
     console.print()
     console.print(_tree(advised))
     if advised.method and recipe is None:
@@ -77,7 +80,7 @@ def recipe_for(advised: Advised, told: Told, write: Path) -> str | None:
         return None
     if not Path(told.data).is_file():
         return None
-    model = told.model if Path(told.model).expanduser().exists() else a.name  # a known name means this repository
+    model = _model(advised, told)
     decided = {line.key: Choice(line.text, line.reason) for line in advised.lines}
     facts = ModelFacts(a.kind, a.parameters, None)
     command_line = f"topcoat train {shlex.quote(str(write))}"
@@ -104,13 +107,17 @@ def as_plain(advised: Advised, told: Told, recipe: str | None, wrote: Path | Non
         **advised.decision.answers,
         "facts": {name: sorted(v) if isinstance(v, frozenset) else v for name, v in advised.facts.items()},
         "device": advised.device.name,
-        "measure": [{"command": _typed(rule, told), "reason": rule.reason} for rule in _to_measure(advised)],
+        "measure": [_as_command(rule, _typed(rule, advised, told)) for rule in _to_measure(advised)],
         "path": steps,
         "settings": [{"key": one.key, "line": one.text, "reason": one.reason} for one in advised.lines],
         "peak_bytes": found.estimate.peak_bytes if found else None,
         "recipe": recipe,
         "wrote": wrote if recipe is not None else None,
     }
+
+
+def _as_command(rule: AdviceRule, typed: str) -> dict[str, Any]:
+    return {"command": typed, "reason": rule.reason, "fill_in": _to_fill(typed)}
 
 
 def _to_measure(advised: Advised) -> list[AdviceRule]:
@@ -120,8 +127,30 @@ def _to_measure(advised: Advised) -> list[AdviceRule]:
     return list({rule.measure: rule for rule in reversed(rules)}.values())[::-1]
 
 
-def _typed(rule: AdviceRule, told: Told) -> str:
-    """The command of a rule with what was given in its place."""
-    task = ",".join(sorted(told.task)) or "TASK"
-    given = {"model": told.model or "MODEL", "data": told.data or "FILE", "device": told.device, "task": task}
-    return (rule.measure or "").format(**given)
+def _typed(rule: AdviceRule, advised: Advised, told: Told) -> str:
+    """The command of a rule with what was given in its place, as a shell takes it."""
+    device = {"device": told.device, "budget": told.budget}
+    one_by_one = ("prompted", "rows", "quality", "changes", "serve", "model", "data")
+    given = {"task": ",".join(sorted(told.task)), **{name: getattr(told, name) for name in one_by_one}}
+    places = {
+        "model": shlex.quote(_model(advised, told)) if told.model else "MODEL",
+        "data": shlex.quote(told.data) if told.data else "FILE",
+        "device": _flags(device),
+        "flags": _flags({**given, **({} if told.device == "auto" else device)}),
+    }
+    return (rule.measure or "").format(**places)
+
+
+def _flags(given: dict[str, Any]) -> str:
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value not in (None, ""))
+
+
+def _to_fill(typed: str) -> list[str]:
+    """The words of a command that stand for what was not told."""
+    return [word for word in ("MODEL", "FILE") if word in typed.split()]
+
+
+def _model(advised: Advised, told: Told) -> str:
+    """The model as other verbs take it: a known name means its repository."""
+    named = told.model or ""
+    return named if advised.architecture is None or Path(named).expanduser().exists() else advised.architecture.name
