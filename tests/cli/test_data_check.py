@@ -161,3 +161,28 @@ def test_a_split_that_fails_leaves_no_folder(topcoat, file, tmp_path):
     path = file("t.jsonl", [copy.deepcopy(clean_rows(1)[0])] * 9)
     assert topcoat("data", "split", path, "--out", str(tmp_path / "out")).code == 1
     assert [item.name for item in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("data.columns={text: prompt}", "train.objective=classification")])
+def test_texts_with_labels_are_checked_and_split_by_their_labels(topcoat, file, tmp_path, arguments):
+    name = "prompt" if arguments else "text"
+    rows = [{name: row["prompt"], "label": row["completion"]} for row in label_rows(200)]
+    for row in rows[:40]:
+        row["label"] = "billing"
+    rows[50]["label"] = "Billing"
+    path = file("t.jsonl", rows)
+    said = topcoat("data", "check", path, *arguments, "--json").json
+    assert said["figures"]["form"] == "classification"
+    assert sum(said["figures"]["labels"].values()) == 200
+    assert {one["check"]: one["rows"][0]["line"] for one in said["findings"] if one["rows"]} == {"label_spelling": 51}
+    done = topcoat("data", "split", path, *arguments, "--out", str(tmp_path / "parts"), "--json")
+    assert done.json["by"] == "label"
+    assert done.json["strata"]["delivery"]["train"] > done.json["strata"]["delivery"]["test"] > 0
+
+
+def test_a_label_that_is_none_is_said_and_the_texts_are_checked_alone(topcoat, file):
+    rows = [{"text": row["prompt"], "label": str(at)} for at, row in enumerate(clean_rows(80))]
+    done = topcoat("data", "check", file("t.jsonl", rows))
+    assert done.code == 0
+    assert "note: 'label' is not checked as a label: 'label' has 80 different labels in 80 rows" in done.out
+    assert "80 rows, text" in done.out

@@ -25,6 +25,8 @@ def there(tmp_path, monkeypatch):
     files = {"tickets.jsonl": made.train, "held_out.jsonl": made.held_out, "questions.jsonl": made.held_out}
     for name, rows in files.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scored = "".join(f"The printer of room {at} is {at % 7} days old.,{at % 5}\n" for at in range(60))
+    (tmp_path / "reviews.csv").write_text(f"text,stars\n{scored}")
     save_tiny(tmp_path / "model")
     recipe = {"model": {"path": "model"}, "data": {"train": "tickets.jsonl"}, "output": "runs/x"}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))

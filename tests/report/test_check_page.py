@@ -9,13 +9,13 @@ from planted import PLANTED, clean_rows, label_rows
 from topcoat.data.checks.corpus import corpus_of
 from topcoat.data.checks.settings import DataChecks
 from topcoat.data.checks.verdict import check
-from topcoat.data.columns import Columns
+from topcoat.data.checks.reading import Reading
 from topcoat.data.rows import Row
 from topcoat.report.check_page import render
 
 
 def page(rows):
-    corpus = corpus_of([Row(row, "t.jsonl", line) for line, row in enumerate(rows, 1)], "auto", Columns())
+    corpus = corpus_of([Row(row, "t.jsonl", line) for line, row in enumerate(rows, 1)], Reading())
     return render(check(corpus, DataChecks()))
 
 

@@ -56,10 +56,14 @@ def command(
 
     if fix is not None:
         require_free(fix)
-    settings, setting = _open(what, overrides or [], against, console)
+    settings, objective, setting = _open(what, overrides or [], against, console)
     with waiting(console) as tell:
         verdict = check_files(
-            settings, benchmarks=against_eval or [], setting=lambda number: setting(number, tell), tell=tell
+            settings,
+            objective=objective,
+            benchmarks=against_eval or [],
+            setting=lambda number: setting(number, tell),
+            tell=tell,
         )
         fixed = write_fixed(verdict, settings, fix) if fix is not None else None
     if not json:
@@ -85,8 +89,9 @@ def command(
 
 def _open(
     what: Path, overrides: list[str], against: Path | None, console: Console
-) -> tuple[DataSettings, Callable[[int, Tell], Setting]]:
-    """The data's settings, and what is known besides: of a file nothing, of a recipe what its model says.
+) -> tuple[DataSettings, str, Callable[[int, Tell], Setting]]:
+    """The data's settings, what is learned of them, and what is known besides: of a file nothing, of a recipe what its
+    model says.
 
     Raises TopcoatError: the recipe cannot be read, or an override is none.
     """
@@ -97,12 +102,19 @@ def _open(
         data = {"train": str(what), "validation": None}
         smallest = {"model": {"path": "-"}, "data": data, "output": "-"}
         recipe = recipe_from_dict(smallest, "the command line", overrides, check_files=False)
-        return recipe.data.model_copy(update=held), lambda rows, tell: Setting()
+        settings, objective = recipe.data.model_copy(update=held), str(recipe.train.objective)
+        if objective == "sft":
+            from topcoat.data.checks.reading import likely_objective
+
+            objective, why_not = likely_objective(settings)
+            if why_not:
+                console.print(f"note: {why_not}", markup=False)
+        return settings, objective, lambda rows, tell: Setting()
     recipe, notes = load_recipe_with_notes(what, overrides)
     print_notes(notes, console)
     prepare_process(recipe.model.path, console)
 
-    from topcoat.runs.checking import recipe_setting
+    from topcoat.runs.checking import checked_as, recipe_setting
 
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=held)})
-    return recipe.data, lambda rows, tell: recipe_setting(recipe, rows, tell)
+    return checked_as(recipe), recipe.train.objective, lambda rows, tell: recipe_setting(recipe, rows, tell)

@@ -41,15 +41,19 @@ def command(
 
     from topcoat.cli.waiting import waiting
     from topcoat.data.checks.fix import write_rows
+    from topcoat.data.checks.reading import likely_objective
     from topcoat.data.split import manifest, split
     from topcoat.files import publish_directory, sha256_file
     from topcoat.runs.folder import write_json
 
     smallest = {"model": {"path": "-"}, "data": {"train": str(file), "validation": None}, "output": "-"}
-    settings = recipe_from_dict(smallest, "the command line", overrides or [], check_files=False).data
+    recipe = recipe_from_dict(smallest, "the command line", overrides or [], check_files=False)
+    settings, objective = recipe.data, str(recipe.train.objective)
+    if objective == "sft":
+        objective, _ = likely_objective(settings)
     shares = {"train": train, "validation": validation, "test": test}
     with waiting(console) as tell:
-        made = split(settings, shares, by=by.value if by else None, seed=seed, tell=tell)
+        made = split(settings, shares, objective=objective, by=by.value if by else None, seed=seed, tell=tell)
         with publish_directory(out) as folder:
             files = {}
             for part in made.parts:

@@ -82,6 +82,17 @@ def _classes(column: str, training: Sequence[str], held_out: Sequence[str], give
     return Labels("classification", table, values, tuple(notes))
 
 
+def label_text(settings: DataSettings, objective: str) -> Callable[[dict[str, Any]], str]:
+    """What a row's values say of its text, in words: the name of its label, or its numbers.
+
+    What is returned raises ValueError or KeyError for rows that `read_labels` refuses.
+    """
+    columns = [settings.columns.get(name, name) for name in settings.label_columns]
+    if objective == "classification":
+        return lambda values: _name_of(values[columns[0]], settings.labels)
+    return lambda values: ", ".join(f"{number:g}" for number in _numbers_of([values[name] for name in columns]))
+
+
 def _name_of(value: Any, given: list[str] | None = None) -> str:
     """The name of a label. Raises ValueError saying what is wrong with it."""
     if isinstance(value, bool):
@@ -151,8 +162,7 @@ def _numbers(columns: list[str], training: Sequence[str], held_out: Sequence[str
     width: list[int] = []
 
     def read(values: list[Any]) -> list[float]:
-        listed = values[0] if len(values) == 1 and isinstance(values[0], list) else values
-        numbers = [_number(value) for value in listed]
+        numbers = _numbers_of(values)
         width.append(len(numbers)) if not width else None
         if len(numbers) != width[0] or not numbers:
             raise ValueError(f"has {len(numbers)} numbers; the first row has {width[0]}")
@@ -174,6 +184,12 @@ def _numbers(columns: list[str], training: Sequence[str], held_out: Sequence[str
             what = f"warning: {name!r} lies around {mean:.4g} with a spread of {spread:.4g}"
             notes.append(f"{what}: scale it to mean 0 and spread 1 in the data, the head has no bias to reach it with")
     return Labels("regression", tuple(table), values, tuple(notes))
+
+
+def _numbers_of(values: list[Any]) -> list[float]:
+    """The numbers of one row: of several columns, or of one that lists them. Raises ValueError."""
+    listed = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    return [_number(value) for value in listed]
 
 
 def _number(value: Any) -> float:

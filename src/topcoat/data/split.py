@@ -22,7 +22,7 @@ import numpy as np
 
 from topcoat.data.checks.corpus import Corpus, Tell, corpus_of, silent
 from topcoat.data.checks.finding import count
-from topcoat.data.columns import columns_of
+from topcoat.data.checks.reading import reading_of
 from topcoat.data.near import Groups, near_pairs
 from topcoat.data.rows import Row, iter_rows
 from topcoat.data.settings import DataSettings
@@ -59,6 +59,7 @@ def split(
     settings: DataSettings,
     shares: Mapping[str, float],
     *,
+    objective: str = "sft",
     by: By | None = None,
     seed: int = 42,
     tell: Tell = silent,
@@ -80,7 +81,7 @@ def split(
             "write shares that sum to 1, such as --train 0.8 --validation 0.1 --test 0.1",
         )
     rows = list(iter_rows(settings.train))
-    corpus = corpus_of(rows, settings.format, columns_of(settings), tell)
+    corpus = corpus_of(rows, reading_of(settings, objective), tell)
     strata_of, by = _strata(corpus, by)
     roots = _groups(corpus, tell)
     members: dict[int, list[int]] = defaultdict(list)

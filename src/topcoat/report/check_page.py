@@ -71,7 +71,7 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
     if held.max_length is not None:
         facts.append(("max_length", f"{held.max_length:,} tokens"))
     if held.packed_fill is not None:
-        facts.append(("packed rows", f"{show_percent(held.packed_fill)} full"))
+        facts.append(("positions with a token", show_percent(held.packed_fill)))
     if held.labels:
         facts.append(("labels", f"{len(held.labels):,}"))
     elif held.distinct_triples is not None:

@@ -10,13 +10,17 @@ from topcoat.adapters.attach import Adapters
 from topcoat.adapters.patterns import chosen
 from topcoat.adapters.settings import FullConfig, LoraConfig, TargetedConfig
 from topcoat.adapters.targets import adaptable_linears
+from topcoat.data.batches import ROUND, StepPlan
 from topcoat.data.checks.corpus import Lengths, Setting, Tell
 from topcoat.data.checks.files import check_files
 from topcoat.data.checks.leaks import is_memory_test
 from topcoat.data.checks.table import CHECKS
 from topcoat.data.checks.verdict import Found, Verdict, summary
 from topcoat.data.columns import columns_of
+from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
+from topcoat.data.overlong import WINDOW, choose_max_length
+from topcoat.data.pack import best_fit, group_similar
 from topcoat.data.render import Renderer
 from topcoat.data.row_formats import to_conversations
 from topcoat.data.rows import Row, iter_rows
@@ -24,11 +28,12 @@ from topcoat.data.settings import DataSettings
 from topcoat.errors import Problem, Refused
 from topcoat.model.skeleton import build_skeleton
 from topcoat.model.source import open_source
+from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.trained import trained_sizes
 from topcoat.quant.dense import DTYPES
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.listener import Listener, Silent
-from topcoat.runs.showing import open_tokenizer
+from topcoat.runs.showing import open_tokenizer, read_as
 
 COUNTED = 20_000  # rows counted in tokens; the rest is scaled up
 PIECE = 512
@@ -43,13 +48,15 @@ def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
         TopcoatError: the model is not there or brings no tokenizer.
     """
     opened = open_tokenizer(recipe)
-    lengths = _lengths(recipe.data, Renderer(opened.tokenizer), rows, tell)
-    limit = recipe.data.max_length
+    lengths = _lengths(recipe, Renderer(opened.tokenizer), rows, tell)
     longest = max(lengths.tokens, default=0)
     held_out = recipe.data.validation
+    window = WINDOW if recipe.train.objective == "completion" else None
+    max_length = choose_max_length(recipe.data.max_length, longest, opened.context_length, window)
     return Setting(
         lengths=lengths,
-        max_length=min(longest, opened.context_length) if limit == "auto" else limit,
+        max_length=max_length,
+        fill=_fill(recipe, lengths.tokens, max_length),
         overlong=recipe.data.overlong,
         packing=recipe.data.packing,
         target_tokens=round(sum(lengths.targets) * rows / max(1, len(lengths.rows))),
@@ -59,28 +66,30 @@ def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
     )
 
 
-def _lengths(settings: DataSettings, renderer: Renderer, rows: int, tell: Tell) -> Lengths:
+def _lengths(recipe: Recipe, renderer: Renderer, rows: int, tell: Tell) -> Lengths:
     """Tokens and target tokens of the rows. Rows the template refuses are passed over: `train` names them."""
+    settings, objective = recipe.data, recipe.train.objective
+    named, loss_on = read_as(recipe)
     step = -(-rows // COUNTED)
     found = Lengths([], [], [])
     piece: list[tuple[int, Row]] = []
-    form: str = settings.format
+    form: str = named
     columns = columns_of(settings)
 
     def take() -> None:
         nonlocal form
         form, conversations = to_conversations([row for _, row in piece], form, {})
         at = {row.line: number for number, row in piece}
-        for example in renderer.encode_many(conversations, [row for _, row in piece], settings.loss_on).examples:
+        for example in renderer.encode_many(conversations, [row for _, row in piece], loss_on).examples:
             found.rows.append(at[example.row.line])
             found.tokens.append(len(example.input_ids))
-            found.targets.append(example.n_target_tokens)
+            found.targets.append(example.n_target_tokens if objective not in LABELLED else 1)
         tell("counting tokens", len(found.rows), -(-rows // step))
         piece.clear()
 
     number = 0
     for file, _ in settings.train_files:
-        form = settings.format
+        form = named
         for row in iter_rows(file):
             if number % step == 0:
                 piece.append((number, Row(columns.apply(row.values), row.file, row.line)))
@@ -90,6 +99,34 @@ def _lengths(settings: DataSettings, renderer: Renderer, rows: int, tell: Tell) 
         if piece:
             take()
     return found
+
+
+def _fill(recipe: Recipe, tokens: list[int], max_length: int) -> float | None:
+    """Tokens / positions of one epoch, batched as the run batches examples of these sizes; None without any."""
+    overlong = recipe.data.overlong
+    sizes = [part for size in tokens for part in _parts(size, max_length, overlong)]
+    if not sizes:
+        return None
+    budget = micro_batch_tokens(recipe.train.micro_batch_tokens, max_length)
+    plan = StepPlan(sizes, seed=recipe.seed, batch_size=recipe.train.batch_size, batch_tokens=recipe.train.batch_tokens)
+    positions = 0
+    for step in range(plan.steps_in(0)):
+        lengths = plan.lengths[plan.step_examples(step)].tolist()
+        if recipe.data.packing:
+            rows = (sum(lengths[at] for at in row) for row in best_fit(lengths, budget))
+            positions += sum(-(-row // ROUND) * ROUND for row in rows)
+        else:
+            positions += sum(len(group) * max(lengths[at] for at in group) for group in group_similar(lengths, budget))
+    return sum(sizes) / positions
+
+
+def _parts(size: int, limit: int, overlong: str) -> list[int]:
+    """Tokens of what becomes of an example of `size`."""
+    if size <= limit or overlong == "error":
+        return [size]
+    if overlong == "split":
+        return [limit] * (size // limit) + [size % limit] * (size % limit > 0)
+    return [limit] if overlong == "truncate" else []
 
 
 def _rank(recipe: Recipe) -> int | None:
@@ -107,19 +144,14 @@ def adapter_parameters(recipe: Recipe) -> int | None:
 
 
 def checked_as(recipe: Recipe) -> DataSettings:
-    """The data as its checks read it: a text and its label are a question and its answer, other texts stand alone."""
-    data, objective = recipe.data, recipe.train.objective
-    if objective == "classification" and data.text_template is None:
-        column = data.label_columns[0]
-        columns = {"prompt": data.columns.get("text", "text"), "completion": data.columns.get(column, column)}
-        firsts = [next(iter_rows(file)).values.get(columns["completion"]) for file, _ in data.train_files]
-        if all(isinstance(first, str) for first in firsts):
-            return data.model_copy(update={"columns": columns, "format": "prompt_completion"})
-    if objective == "sft":
-        return data
-    # a file may be one document of a million tokens: its rows are few, its windows are not
-    checks = data.checks.model_copy(update={"too_few_rows": "off"}) if objective == "completion" else data.checks
-    return data.model_copy(update={"format": "text", "checks": checks})
+    """The data with the checks that mean something for what the recipe learns.
+
+    A file of plain text may be one document of a million tokens: its rows are few and long, its windows are neither.
+    """
+    if recipe.train.objective != "completion":
+        return recipe.data
+    senseless = {"too_few_rows": "off"} | ({"overlong": "off"} if recipe.data.overlong == "split" else {})
+    return recipe.data.model_copy(update={"checks": recipe.data.checks.model_copy(update=senseless)})
 
 
 def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, listener: Listener) -> None:
@@ -143,7 +175,12 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
                 advance(done, {})
 
         verdict = check_files(
-            checked_as(recipe), setting=lambda rows: setting, most=BEFORE_TRAINING, cheap_only=True, tell=tell
+            checked_as(recipe),
+            objective=recipe.train.objective,
+            setting=lambda rows: setting,
+            most=BEFORE_TRAINING,
+            cheap_only=True,
+            tell=tell,
         )
     for line in summary(verdict):
         listener.say(f"warning: {line}")

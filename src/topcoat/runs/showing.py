@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from topcoat.data.batches import packed, padded
 from topcoat.data.columns import Columns
 from topcoat.data.conversation import BadRow, Conversation
+from topcoat.data.labels import LABELLED, Labels, label_text
 from topcoat.data.load import Dataset, load_data
-from topcoat.data.overlong import choose_max_length, shorten
+from topcoat.data.overlong import WINDOW, choose_max_length, shorten
 from topcoat.data.progress import Bar
-from topcoat.data.render import Example, Renderer
+from topcoat.data.render import DOCUMENT, Example, Renderer
 from topcoat.data.row_formats import to_conversations
 from topcoat.data.rows import Row, iter_rows, place
 from topcoat.data.settings import DataSettings
@@ -33,6 +36,13 @@ from topcoat.runs.opening import RunSteps
 from topcoat.runs.room import room_for_text
 
 CUT = "truncated: its end is longer than data.max_length"
+
+
+def read_as(recipe: Recipe) -> tuple[str, str]:
+    """The format of the recipe's rows and what is trained of them (as data.loss_on), as its objective reads them."""
+    if recipe.train.objective == "sft":
+        return recipe.data.format, recipe.data.loss_on
+    return "text", DOCUMENT if recipe.train.objective in LABELLED else "all"
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,8 @@ def shown_rows(recipe: Recipe, opened: Opened, most: int, bar: Bar | None = None
                     return
                 left -= 1
                 for document, index in zip(found, batch.rows, strict=False):
+                    if data.labels is not None:
+                        document.notes.append(_said(data.labels, data.train.answers(np.array([index]))[0], recipe.data))
                     if document.place in cut:
                         _add_cut(document, data, index, texts)
                 yield ShownRow(f"step {step + 1}, micro batch {number}", found, filling)
@@ -118,16 +130,21 @@ def shown_row(recipe: Recipe, opened: Opened, row: Row | int) -> ShownRow:
     settings = recipe.data
     row = _find(settings.train_files[0][0], row) if isinstance(row, int) else row
     renderer = Renderer(opened.tokenizer, allow=settings.allow)
-    example = renderer.encode(_conversation(row, settings), settings.loss_on, row)
+    form, loss_on = read_as(recipe)
+    example = renderer.encode(_conversation(row, settings, form), loss_on, row)
     texts = TokenTexts(opened.tokenizer)
-    limit = choose_max_length(settings.max_length, len(example.input_ids), opened.context_length)
-    title = f"{row.place}, collated alone"
+    windowed = recipe.train.objective == "completion"
+    limit = choose_max_length(
+        settings.max_length, len(example.input_ids), opened.context_length, WINDOW if windowed else None
+    )
+    title, notes = f"{row.place}, collated alone", _labels_of(row, recipe)
     if len(example.input_ids) <= limit:
-        return _alone(title, [example], [], texts, settings.packing)
+        return _alone(title, [example], notes, texts, settings.packing)
     if settings.overlong == "split":
-        return _alone(title, shorten(example, limit, "split"), ["split at data.max_length"], texts, settings.packing)
+        pieces = shorten(example, limit, "windows" if windowed else "split")
+        return _alone(title, pieces, ["split at data.max_length"], texts, settings.packing)
     if settings.overlong == "truncate":
-        shown = _alone(title, shorten(example, limit, "truncate"), [CUT], texts, settings.packing)
+        shown = _alone(title, shorten(example, limit, "truncate"), [*notes, CUT], texts, settings.packing)
         shown.documents[-1].tokens += dropped(example.input_ids[limit:], texts)
         return shown
     done = "left out" if settings.overlong == "drop" else "train refuses it"
@@ -135,13 +152,33 @@ def shown_row(recipe: Recipe, opened: Opened, row: Row | int) -> ShownRow:
     return ShownRow(title, [Document(row.place, dropped(example.input_ids, texts), [note])])
 
 
-def _conversation(row: Row, settings: DataSettings) -> Conversation:
+def _labels_of(row: Row, recipe: Recipe) -> list[str]:
+    """What the row is labelled with, where that is learned. Raises TopcoatError for a label that is none."""
+    settings, objective = recipe.data, recipe.train.objective
+    if objective not in LABELLED:
+        return []
+    try:
+        return [f"{' and '.join(settings.label_columns)}: {label_text(settings, objective)(row.values)}"]
+    except KeyError as error:
+        raise TopcoatError(f'{row.place}: "{error.args[0]}" is missing', row.file, "name data.label_columns") from error
+    except ValueError as error:
+        raise TopcoatError(f"{row.place}: {' and '.join(settings.label_columns)} {error}", row.file) from error
+
+
+def _said(labels: Labels, answer: NDArray[np.float64], settings: DataSettings) -> str:
+    """What an example is labelled with, in the words of `_labels_of`."""
+    numbers = ", ".join(f"{number:g}" for number in answer)
+    label = labels.names[int(answer[0])] if labels.objective == "classification" else numbers
+    return f"{' and '.join(settings.label_columns)}: {label}"
+
+
+def _conversation(row: Row, settings: DataSettings, form: str) -> Conversation:
     """Raises TopcoatError naming the row, if it is none of its format."""
     try:
         mapped = replace(row, values=Columns(settings.columns, settings.text_template).apply(row.values))
     except BadRow as error:
         raise TopcoatError(f"{row.place}: {error.what}", row.file, error.fix) from error
-    return to_conversations([mapped], settings.format, {})[1][0]
+    return to_conversations([mapped], form, {})[1][0]
 
 
 def _find(file: str, line: int) -> Row:

@@ -107,12 +107,13 @@ def test_rows_beyond_max_length_are_counted_and_named(found):
     assert "left out" in told["overlong"].why
 
 
-def test_packed_rows_that_stay_half_empty_are_said(found):
-    setting = Setting(lengths=lengths(*[120] * 60), max_length=200)
-    told = found(clean_rows(60), setting=setting)
+@pytest.mark.parametrize(("packing", "fix"), [(True, "raise train.batch_size"), (False, "set data.packing: true")])
+def test_positions_that_hold_nothing_are_said(found, packing, fix):
+    told = found(clean_rows(60), setting=Setting(fill=0.6, packing=packing))
     assert set(told) == {"packing"}
-    assert "60 % full" in told["packing"].what
-    assert found(clean_rows(60), setting=Setting(lengths=lengths(*[120] * 60), max_length=200, packing=False)) == {}
+    assert "60 % of the positions" in told["packing"].what
+    assert fix in told["packing"].fix
+    assert found(clean_rows(60), setting=Setting(fill=0.9, packing=packing)) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from topcoat.data.checks.corpus import Corpus, main_spellings
 from topcoat.data.checks.finding import Finding
 from topcoat.units import show_percent
 
-MOST, RATIO, RARE = 0.9, 20, 5
+MOST, RATIO, RARE, MOST_NAMED = 0.9, 20, 5, 5
 LONGEST_SHARE, LONGEST_TEXT, LONGEST_FROM = 0.01, 1 / 3, 200
 
 
@@ -37,7 +37,9 @@ def rare_labels(corpus: Corpus) -> list[Finding]:
         return []
     rows = [at for at, reply in enumerate(corpus.replies) if reply.strip() in rare]
     details = {at: f"{corpus.replies[at].strip()!r}: {rare[corpus.replies[at].strip()]} rows" for at in rows}
-    what = f"{len(rare):,} of {len(corpus.labels):,} labels have fewer than {RARE} rows"
+    named = ", ".join(f"{label!r} {n:,}" for label, n in list(rare.items())[:MOST_NAMED])
+    more = f" and {len(rare) - MOST_NAMED:,} more" if len(rare) > MOST_NAMED else ""
+    what = f"{len(rare):,} of {len(corpus.labels):,} labels have fewer than {RARE} rows: {named}{more}"
     why = "a label is not learned from so few rows, or it is another one misspelt"
     return [Finding(what, why, "add rows of these labels, or mend their spelling", rows, details)]
 

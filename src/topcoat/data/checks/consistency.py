@@ -7,9 +7,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from topcoat.data.checks.corpus import Corpus, main_spellings, plain_label
+from topcoat.data.checks.corpus import PLAIN, Corpus, main_spellings, plain_label
 from topcoat.data.checks.finding import Finding, count
 from topcoat.data.conversation import EMPTY_TURN
+from topcoat.data.labels import LABELLED
 
 MOST, FEW = 0.9, 0.5  # a form that nine of ten rows have is the file's; a habit of less than half of them is drift
 FORMS_FROM = 20
@@ -70,7 +71,7 @@ def odd_rows(corpus: Corpus) -> list[Finding]:
 
 
 def template_text(corpus: Corpus) -> list[Finding]:
-    if corpus.form == "text":
+    if corpus.form in PLAIN:
         return []
     details = {}
     for at, (prompt, reply) in enumerate(zip(corpus.prompts, corpus.replies, strict=True)):
@@ -135,8 +136,9 @@ def label_spelling(corpus: Corpus) -> list[Finding]:
 def contradictions(corpus: Corpus) -> list[Finding]:
     """The same conversation up to an answer that is a label, a result or a yes or no, and is another one."""
     answers: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    is_label = corpus.labels is not None or corpus.form in LABELLED
     for at, turns in enumerate(corpus.answers):
-        verdict = _verdict(turns[-1], corpus.labels is not None) if turns else None
+        verdict = _verdict(turns[-1], is_label) if turns else None
         if verdict is not None and corpus.prompts[at].strip():
             asked = (str(corpus.contexts[at]), " ".join(corpus.prompts[at].split()), *turns[:-1])
             answers[asked][verdict].append(at)

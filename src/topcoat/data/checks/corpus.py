@@ -18,11 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from topcoat.data.columns import Columns
+from topcoat.data.checks.reading import Reading
 from topcoat.data.conversation import BadRow, Conversation
+from topcoat.data.labels import LABELLED
 from topcoat.data.near import normal
 from topcoat.data.preferences import PreferencePair
-from topcoat.data.row_formats import ROW_FORMATS, Kind, Parsed, parse_rows, recognise_row
+from topcoat.data.row_formats import ROW_FORMATS, Parsed, recognise_row
 from topcoat.data.rows import Row, iter_rows, place
 from topcoat.errors import TopcoatError
 
@@ -32,6 +33,8 @@ Tell = Callable[[str, int, int], None]
 LABEL_LENGTH = 60  # characters of the longest label
 LABEL_SUPPORT = 3  # rows a label has on average
 CHUNK = 2048
+PLAIN = ("text", *LABELLED)
+"""Forms whose rows are plain texts: no template is put around them, and no answer is written to them."""
 MOST_CHARACTERS = 10**6  # of a text that is looked at: some 250,000 tokens
 CLIPPED = "only the beginning was looked at"
 
@@ -63,6 +66,8 @@ class Setting:
     max_length: int | None = None
     overlong: str = "error"
     packing: bool = True
+    fill: float | None = None
+    """Share of the positions the run will compute that hold a token."""
     target_tokens: int | None = None
     """Of all rows."""
     adapter_parameters: int | None = None
@@ -76,7 +81,8 @@ class Corpus:
     """Texts of the rows of one file (or of several, as a mixture has), and of the files they are held against."""
 
     file: str
-    form: str
+    form: str = ""
+    reading: Reading = field(default_factory=Reading)
     lines: list[int] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     openings: list[str] = field(default_factory=list)
@@ -99,8 +105,9 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def add(self, row: Row, parsed: Parsed) -> None:
-        """One more row. Of preference rows the chosen answer counts, of labelled ones the answer."""
+    def add(self, row: Row, parsed: Parsed, label: str | None = None) -> None:
+        """One more row. Of preference rows the chosen answer counts, of answers marked wanted or not the answer; a
+        text with a `label` is asked, and the label is its answer."""
         if not self.starts or self.starts[-1][1] != row.file:
             self.starts.append((len(self), row.file))
         self.lines.append(row.line)
@@ -113,6 +120,8 @@ class Corpus:
             messages = parsed.prompt + (parsed.chosen if isinstance(parsed, PreferencePair) else parsed.completion)
         said = [m.get("content") or "" for m in messages if m["role"] == "user"]
         answers = tuple(_said(m) for m in messages if m["role"] == "assistant") if text is None else (text,)
+        if label is not None:
+            said, answers = list(answers), (label,)
         prompt, opening = "\n\n".join(said), said[0] if said else ""
         if len(prompt) > MOST_CHARACTERS or max(map(len, answers), default=0) > MOST_CHARACTERS:
             self.doubts[len(self.lines) - 1] = (
@@ -176,11 +185,16 @@ class Corpus:
     def labels(self) -> dict[str, int] | None:
         """Label -> rows, the most frequent first, if the rows are a classification; else None.
 
-        They are where every answer is one short line and there are few different ones: at most a third as many as
-        rows, and at most 500.
+        They are where the objective says so (labels without a row count, too); and where every answer is one short
+        line and there are few different ones: at most a third as many as rows, and at most 500.
         """
         n = len(self)
-        if n < 2 * LABEL_SUPPORT or self.form == "text" or any(len(turns) != 1 for turns in self.answers):
+        if self.reading.table is not None:
+            counts = Counter(self.replies)
+            return dict(counts.most_common()) | {name: 0 for name in self.reading.table if name not in counts}
+        if self.form in PLAIN:
+            return None
+        if n < 2 * LABEL_SUPPORT or any(len(turns) != 1 for turns in self.answers):
             return None
         short = sum(len(reply) <= LABEL_LENGTH and "\n" not in reply.strip() for reply in self.replies)
         if short < 0.98 * n:
@@ -197,50 +211,45 @@ def main_spellings(labels: Mapping[str, int]) -> dict[str, str]:
     return {label: main.setdefault(plain_label(label), label) for label in labels}
 
 
-def read_corpus(
-    files: Sequence[str], form: str, columns: Columns, *, most: int | None = None, tell: Tell = silent
-) -> Corpus:
+def read_corpus(files: Sequence[str], reading: Reading, *, most: int | None = None, tell: Tell = silent) -> Corpus:
     """The first `most` rows of the files, all of them by default, read in pieces so that only the texts are held.
 
     Raises:
         TopcoatError: a file cannot be read, or a row is none of its format.
     """
-    corpus = Corpus(files[0], form, tell=tell)
+    corpus = Corpus(files[0], reading=reading, tell=tell)
     for file in files:
         if most is None or len(corpus) < most:
-            _take_in(corpus, iter_rows(file), form, columns, most)
+            _take_in(corpus, iter_rows(file), most)
     return corpus
 
 
-def corpus_of(rows: Iterable[Row], form: str, columns: Columns, tell: Tell = silent) -> Corpus:
+def corpus_of(rows: Iterable[Row], reading: Reading, tell: Tell = silent) -> Corpus:
     """The corpus of `rows` (at least one). Raises TopcoatError for rows that are none of the format."""
-    corpus = Corpus("", form, tell=tell)
-    _take_in(corpus, rows, form, columns, None)
+    corpus = Corpus("", reading=reading, tell=tell)
+    _take_in(corpus, rows, None)
     corpus.file = corpus.starts[0][1]
     return corpus
 
 
-def _take_in(corpus: Corpus, rows: Iterable[Row], form: str, columns: Columns, most: int | None) -> None:
+def _take_in(corpus: Corpus, rows: Iterable[Row], most: int | None) -> None:
     piece: list[Row] = []
     present: set[str] = set()
-    named = form
+    reading = corpus.reading
+    form = reading.form
 
     def take() -> None:
-        nonlocal named
+        nonlocal form
         file = piece[0].file
         present.update(name for row in piece for name in row.values)
         try:
-            renamed = [Row(columns.apply(row.values), row.file, row.line) for row in piece]
-            kind = ROW_FORMATS[named].kind if named != "auto" else _kind(renamed[0])
-            named, found = parse_rows(renamed, named, kind)
-        except BadRow as error:
-            raise TopcoatError(error.what, file, error.fix) from error
+            form, found = reading.parse(piece, form)
         except TopcoatError:
-            columns.require(present, file)  # what the recipe names and is not there is the better word
+            reading.columns.require(present, file)  # what the recipe names and is not there is the better word
             raise
         for row, parsed in zip(piece, found, strict=True):
-            corpus.add(row, parsed)
-        corpus.form = named if len(corpus.starts) == 1 else corpus.form
+            corpus.add(row, parsed, reading.label(row.values) if reading.label is not None else None)
+        corpus.form = reading.named(form) if len(corpus.starts) == 1 else corpus.form
         corpus.tell(f"reading {Path(file).name}", len(corpus), 0)
         piece.clear()
 
@@ -261,12 +270,6 @@ def _said(message: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _kind(row: Row) -> Kind:
-    """What rows like this one are: preference rows are checked as well, by their good answers."""
-    name = recognise_row(row)
-    return "conversation" if name is None else ROW_FORMATS[name].kind
-
-
 QUESTION_FIELDS = ("question", "problem", "instruction", "prompt", "input", "query", "text", "sentence")
 
 
@@ -276,7 +279,7 @@ def read_benchmark(path: str | Path) -> Corpus:
     Raises:
         TopcoatError: the file cannot be read.
     """
-    corpus = Corpus(str(path), "benchmark", starts=[(0, str(path))])
+    corpus = Corpus(str(path), form="benchmark", starts=[(0, str(path))])
     for row in iter_rows(path):
         text = _question(row)
         corpus.lines.append(row.line)

@@ -6,8 +6,9 @@ import re
 from collections import Counter, defaultdict
 
 from topcoat.data.checks.clusters import cluster
-from topcoat.data.checks.corpus import Corpus
+from topcoat.data.checks.corpus import PLAIN, Corpus
 from topcoat.data.checks.finding import Finding, count
+from topcoat.data.labels import LABELLED
 from topcoat.data.near import Groups, near_pairs
 from topcoat.units import show_percent
 
@@ -88,7 +89,7 @@ def repeated_openings(corpus: Corpus) -> list[Finding]:
 def distinct_triples(corpus: Corpus) -> float | None:
     """Distinct word triples / all of them, in the first 10,000 words of the answers; None where there are fewer."""
     words: list[str] = []
-    for reply in corpus.replies[:: max(1, len(corpus) // 2000)]:
+    for reply in () if corpus.form in LABELLED else corpus.replies[:: max(1, len(corpus) // 2000)]:
         words += _WORD.findall(reply[:4000].casefold())
         if len(words) >= TRIPLES_WORDS:
             triples = Counter(zip(words, words[1:TRIPLES_WORDS], words[2:TRIPLES_WORDS], strict=False))
@@ -107,7 +108,7 @@ def few_distinct_ngrams(corpus: Corpus) -> list[Finding]:
 
 
 def one_topic(corpus: Corpus) -> list[Finding]:
-    if corpus.labels is not None or corpus.form == "text" or len(corpus) < TOPIC_FROM:
+    if corpus.labels is not None or corpus.form in PLAIN or len(corpus) < TOPIC_FROM:
         return []
     found = cluster(corpus.openings)
     if not found or found[0].share < TOPIC_SHARE:

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topcoat.data.checks.clusters import Cluster, cluster
-from topcoat.data.checks.corpus import Corpus
+from topcoat.data.checks.corpus import PLAIN, Corpus
 from topcoat.data.checks.diversity import distinct_triples
-from topcoat.data.checks.length import packed_fill
 
 CHARACTERS_PER_TOKEN = 4  # English prose under the tokenizers in use; only where no recipe names a tokenizer
 BARS = 24
@@ -63,6 +62,7 @@ def figures(corpus: Corpus, *, clusters: bool) -> Figures:
         said = np.array([len(reply) for reply in corpus.replies])
         sizes = -(-(said + np.array([len(prompt) for prompt in corpus.prompts])) // CHARACTERS_PER_TOKEN)
         tokens, targets = int(sizes.sum()), int((-(-said // CHARACTERS_PER_TOKEN)).sum())
+    asked = clusters and corpus.labels is None and corpus.form not in PLAIN
     return Figures(
         rows=len(corpus),
         form=corpus.form,
@@ -75,8 +75,8 @@ def figures(corpus: Corpus, *, clusters: bool) -> Figures:
         distinct_rows=len(set(corpus.first)),
         distinct_triples=distinct_triples(corpus),
         labels=corpus.labels,
-        clusters=cluster(corpus.openings)[:8] if clusters and corpus.labels is None and corpus.form != "text" else [],
-        packed_fill=packed_fill(corpus),
+        clusters=cluster(corpus.openings)[:8] if asked else [],
+        packed_fill=corpus.setting.fill,
         max_length=corpus.setting.max_length,
     )
 

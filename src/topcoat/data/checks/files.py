@@ -6,30 +6,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from topcoat.data.checks.corpus import Setting, Tell, read_benchmark, read_corpus, silent
+from topcoat.data.checks.reading import reading_of
 from topcoat.data.checks.verdict import Verdict, check
-from topcoat.data.columns import columns_of
 from topcoat.data.settings import DataSettings
 
 
 def check_files(
     settings: DataSettings,
     *,
+    objective: str = "sft",
     benchmarks: Sequence[Path] = (),
     setting: Callable[[int], Setting] = lambda rows: Setting(),
     most: int | None = None,
     cheap_only: bool = False,
     tell: Tell = silent,
 ) -> Verdict:
-    """The checks over the first `most` rows of the training files. `setting` is called with the number of its rows.
+    """The checks over the first `most` rows of the training files, read as a run that learns `objective` does.
+
+    `setting` is called with the number of rows.
 
     Raises:
         TopcoatError: a file cannot be read, or a row is none of its format.
     """
-    columns = columns_of(settings)
+    reading = reading_of(settings, objective)
     files = [file for file, _ in settings.train_files]
-    corpus = read_corpus(files, settings.format, columns, most=most, tell=tell)
+    corpus = read_corpus(files, reading, most=most, tell=tell)
     if isinstance(settings.validation, str):
-        corpus.against = read_corpus([settings.validation], settings.format, columns, tell=tell)
+        corpus.against = read_corpus([settings.validation], reading, tell=tell)
     corpus.benchmarks = [read_benchmark(path) for path in benchmarks]
     corpus.setting = setting(len(corpus))
     return check(corpus, settings.checks, cheap_only=cheap_only)

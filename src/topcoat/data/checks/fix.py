@@ -23,7 +23,6 @@ from topcoat.data.checks.corpus import Corpus, corpus_of
 from topcoat.data.checks.finding import count
 from topcoat.data.checks.table import CHECKS
 from topcoat.data.checks.verdict import Verdict, check
-from topcoat.data.columns import Columns, columns_of
 from topcoat.data.rows import Row, iter_rows
 from topcoat.data.settings import DataSettings
 from topcoat.errors import Refused, TopcoatError
@@ -63,7 +62,7 @@ def fix(verdict: Verdict, settings: DataSettings, out: Path) -> Fixed:
         Refused: every row would be left out.
     """
     kind = require_free(out)
-    source, columns = verdict.corpus, columns_of(settings)
+    source = verdict.corpus
     if len(source.starts) > 1:
         raise TopcoatError("a mixture of several files has no one copy", "--fix", "check and fix each file by itself")
     rows = list(iter_rows(source.file))
@@ -76,7 +75,7 @@ def fix(verdict: Verdict, settings: DataSettings, out: Path) -> Fixed:
             raise Refused(f"nothing is left of {read:,} rows", source.file, "turn some checks off, or mend by hand")
         if not changed:
             break
-        verdict = check(_again(source, rows, columns), settings.checks)
+        verdict = check(_again(source, rows), settings.checks)
     write_rows(out, kind, [row.values for row in rows])
     return Fixed(out, read, len(rows), dict(mended), dict(left_out))
 
@@ -103,9 +102,12 @@ def _one_pass(
     return [row for row in now if row is not None], changed
 
 
-def _again(source: Corpus, rows: Sequence[Row], columns: Columns) -> Corpus:
+def _again(source: Corpus, rows: Sequence[Row]) -> Corpus:
     """The corpus of what is left, held against the same files; lengths in tokens go with their rows' lines."""
-    corpus = corpus_of(rows, source.form, columns, source.tell)
+    reading = source.reading
+    if reading.label is None:  # the format was found at the first row, which may be gone
+        reading = replace(reading, form=source.form)
+    corpus = corpus_of(rows, reading, source.tell)
     corpus.against, corpus.benchmarks = source.against, source.benchmarks
     held = source.setting.lengths
     if held is not None:

@@ -1,14 +1,12 @@
-"""Length: what max_length cuts and drops, and how full packed rows are. Needs a recipe, for its tokenizer."""
+"""Length: what max_length cuts and drops, and how full the computed rows are. Needs a recipe, for its tokenizer."""
 
 from __future__ import annotations
 
 from topcoat.data.checks.corpus import Corpus
 from topcoat.data.checks.finding import Finding, count
-from topcoat.data.pack import best_fit
 from topcoat.units import show_percent
 
-FULL, FULL_FROM = 0.9, 20  # packed rows below which the fill says nothing
-WINDOW = 20_000  # rows packed at once to measure the fill
+FULL, FULL_FROM = 0.9, 20  # rows below which the fill says nothing
 
 DONE = {
     "error": "the run stops at them",
@@ -38,20 +36,11 @@ def overlong(corpus: Corpus) -> list[Finding]:
     return [Finding(what, why, fix, list(long), shown, drop=left_out)]
 
 
-def packed_fill(corpus: Corpus) -> float | None:
-    """Tokens / positions of packed rows of max_length; None where nothing is packed or little is known."""
-    held, limit = corpus.setting.lengths, corpus.setting.max_length
-    if held is None or limit is None or not corpus.setting.packing:
-        return None
-    sizes = [min(size, limit) for size in held.tokens[:WINDOW]]
-    rows = best_fit(sizes, limit) if sizes else []
-    return sum(sizes) / (len(rows) * limit) if len(rows) >= FULL_FROM else None
-
-
 def packing(corpus: Corpus) -> list[Finding]:
-    fill = packed_fill(corpus)
-    if fill is None or fill >= FULL:
+    fill = corpus.setting.fill
+    if fill is None or fill >= FULL or len(corpus) < FULL_FROM:
         return []
-    what = f"packed rows of {corpus.setting.max_length:,} tokens are {show_percent(fill)} full"
-    why = "the rest of each row is computed for nothing"
-    return [Finding(what, why, "raise data.max_length, so that more examples share a row")]
+    what = f"{show_percent(fill)} of the positions that are computed hold tokens"
+    why = "the rest is computed for nothing"
+    fix = "raise train.batch_size: the examples of a step share rows"
+    return [Finding(what, why, fix if corpus.setting.packing else "set data.packing: true")]

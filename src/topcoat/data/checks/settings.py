@@ -72,7 +72,7 @@ class DataChecks(Config):
     overlong: Policy = "warn"
     """Rows longer than max_length, which are cut or left out."""
     packing: Policy = "warn"
-    """Packed rows that are less than nine tenths full."""
+    """Less than nine tenths of the positions that are computed hold a token."""
     validation_leaks: Policy = "stop"
     """Validation rows whose prompt is a training prompt too."""
     validation_near: Policy = "warn"

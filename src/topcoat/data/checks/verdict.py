@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from topcoat.data.checks.corpus import Corpus
+from topcoat.data.checks.corpus import PLAIN, Corpus
 from topcoat.data.checks.figures import Figures, figures
 from topcoat.data.checks.finding import Family, Finding, count
 from topcoat.data.checks.settings import DataChecks, Policy
@@ -111,7 +111,7 @@ class Verdict:
         held = self.figures
         about = "" if held.exact else "about "
         parts = [count(held.rows, "row", "rows"), held.form, f"{about}{show_count(held.tokens)} tokens"]
-        if held.form != "text":
+        if held.form not in PLAIN:
             parts[-1] += f", {show_count(held.targets)} of them in answers"
         if held.labels:
             parts.append(f"{len(held.labels):,} labels")
