@@ -3,16 +3,20 @@
 import json
 import re
 import time
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from topcoat.data.load import load_data
-from topcoat.errors import Interrupted, TopcoatError
+from topcoat.errors import Interrupted, Refused, TopcoatError
 from topcoat.model.load import load_model
 from topcoat.recipe.load import load_recipe, recipe_from_dict
-from topcoat.runs import tuning_data, tuning_range, tuning_trial
+from topcoat.runs import tuning, tuning_data, tuning_range, tuning_trial
+from topcoat.runs.listener import Silent
 from topcoat.runs.tuning import tune
+from topcoat.training.signals import StopSignals
 
 pytest.importorskip("optuna")
 from topcoat.runs.tuning_study import Study, Tried, quiet, winner
@@ -172,6 +176,103 @@ def test_full_fine_tuning_is_searched_on_a_base_that_is_loaded_again(tiny_recipe
     tuned = tune(made, "learning_rate=0.005/0.006", "90s", trials=2)
     one, two = (trial.losses[1] for trial in tuned.tried)
     assert abs(one - two) < 0.5, "the second trial began with what the first had learned"
+
+
+def test_full_tuning_never_holds_two_models(tiny_recipe, rows, monkeypatch):
+    made = recipe_from_dict(tiny_recipe("run", adapter={"method": "full"}, data=dict(rows)) | {"adapter": "full"})
+    models, alive = [], []
+    load = tuning.load_base_for_training
+
+    def counting(*arguments):
+        alive.append(sum(model() is not None for model in models))
+        base = load(*arguments)
+        models.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr(tuning, "load_base_for_training", counting)
+    tune(made, "learning_rate=0.005/0.006", "90s", trials=2)
+    assert alive == [0, 0, 0]  # for the range test and for each trial
+
+
+def out_of_memory(monkeypatch, module, above):
+    """The losses that `module` makes run out of memory on more than `above` rows; the sizes they were asked for."""
+    sizes, made = [], module.make_loss
+
+    def limited(base, *rest, **more):
+        inner = made(base, *rest, **more)
+
+        def loss(batch):
+            sizes.append((len(batch.rows), base.model.training))
+            if len(batch.rows) > above(base.model.training):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+            return inner(batch)
+
+        return loss
+
+    monkeypatch.setattr(module, "make_loss", limited)
+    return sizes
+
+
+def test_memory_that_runs_out_while_measuring_makes_the_batches_smaller(recipe, monkeypatch, ear):
+    sizes, heard = out_of_memory(monkeypatch, tuning_trial, lambda training: 99 if training else 2), ear()
+    tuned = tune(recipe, "r=4", "90s", trials=1, listener=heard)
+    assert tuned.best.reached == 9
+    assert max(rows for rows, training in sizes if not training) > 2
+    assert "memory ran out while measuring (CUDA out of memory. Tried to allocate 1.00 GiB.)" in heard.text
+
+
+def test_memory_that_holds_no_row_at_all_ends_the_search_with_the_reason(recipe, monkeypatch):
+    monkeypatch.setattr(tuning, "IN_VAIN", 1)
+    out_of_memory(monkeypatch, tuning_trial, lambda training: 99 if training else 0)
+    with pytest.raises(Refused, match="measuring a trial one row at a time does not fit into memory"):
+        tune(recipe, "r=4/8", "90s", trials=9)
+
+
+def test_memory_that_runs_out_in_the_range_test_makes_the_batches_smaller(recipe, monkeypatch, ear):
+    sizes, heard = out_of_memory(monkeypatch, tuning_range, lambda training: 2), ear()
+    tune(recipe, "r=4", "90s", trials=1, listener=heard)
+    assert max(rows for rows, _ in sizes) > 2
+    assert "memory ran out in the range test" in heard.text
+
+
+def test_memory_that_holds_no_row_in_the_range_test_is_refused(recipe, monkeypatch):
+    out_of_memory(monkeypatch, tuning_range, lambda training: 0)
+    with pytest.raises(Refused, match="does not fit into memory by itself"):
+        tune(recipe, "r=4", "90s", trials=1)
+
+
+def test_a_trial_that_recomputes_leaves_the_next_one_as_it_would_be(recipe):
+    asked = {"method": "dora", "r": 4}  # computed by transformers' layers
+    train = recipe.train.model_copy(update={"recompute": "block"})
+    made = recipe_from_dict(recipe.model_dump(mode="json") | {"adapter": asked}).model_copy(update={"train": train})
+    base = load_model(made.model)
+    data = load_data(made.data, base.tokenizer, context_length=base.context_length, seed=1)
+    bench = tuning_trial.Bench(lambda: base, data, Path(), StopSignals(), Silent(), 0)
+    with bench.attached(made) as (_, plan):
+        assert plan.engine.checkpointing
+        assert base.model.is_gradient_checkpointing
+    assert not base.model.is_gradient_checkpointing
+
+
+def test_one_document_is_divided_and_one_window_is_refused(tiny_recipe, tmp_path):
+    text = tmp_path / "one.txt"
+    text.write_text(" ".join(f"the number {i} times seven is {i * 7}" for i in range(40)))
+    data = {"train": str(text), "validation": None, "max_length": 64}
+    made = recipe_from_dict(tiny_recipe("run", train={"objective": "completion"}) | {"data": data, "evaluate": {}})
+    base = load_model(made.model)
+
+    def loaded(**more):
+        settings = made.data.model_copy(update=more)
+        return load_data(settings, base.tokenizer, context_length=2048, seed=1, objective="completion")
+
+    whole = loaded()
+    found = tuning_data.search_rows(whole, 1)
+    ids = [row.input_ids for row in whole.train]
+    assert [row.input_ids for row in found.train] + [row.input_ids for row in found.validation] == ids
+    assert len(found.train) > len(found.validation) > 0
+    with pytest.raises(TopcoatError, match="one row to train on cannot be divided") as caught:
+        tuning_data.search_rows(loaded(max_length=2048), 1)
+    assert "lower data.max_length" in caught.value.problems[0].fix
 
 
 def test_another_objective_is_refused(recipe):

@@ -238,7 +238,7 @@ def prepare(
     if folder.receipt.exists():
         now["run_id"] = read_json(folder.receipt)["run_id"]
     if plan.engine.checkpointing:
-        _enable_checkpointing(base)
+        enable_checkpointing(base)
     session = Session(
         folder=folder,
         recipe=recipe,
@@ -269,7 +269,7 @@ def prepare(
     return session
 
 
-def _enable_checkpointing(base: Base) -> None:
+def enable_checkpointing(base: Base) -> None:
     """Blocks are recomputed in the backward. Raises TopcoatError for an architecture that cannot."""
     try:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind freezes layers (P07)

@@ -202,7 +202,7 @@ class _Search:
             check=self.stop.check,
         )
         own = search_rows(data, self.recipe.seed)
-        return Bench(load, base, own, self.folder, self.stop, self.listener, runtime)
+        return Bench(load, own, self.folder, self.stop, self.listener, runtime, base)
 
     def _plan(self, bench: Bench) -> tuple[Slice, RangeTest]:
         """The slice and the range test: those written down, or now, at the beginning of the study."""

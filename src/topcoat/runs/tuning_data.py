@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from topcoat.data.load import Dataset, hold_out
+from topcoat.errors import TopcoatError
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.tuning_space import Space
 
@@ -37,10 +38,22 @@ class Slice:
 
 
 def search_rows(data: Dataset, seed: int) -> Dataset:
-    """The training rows, some of them held out for the search; the recipe's own validation rows are dropped."""
-    n = len(data.train)
+    """The training rows, some of them held out for the search; the recipe's own validation rows are dropped.
+
+    Of one document the last windows are held out. Raises TopcoatError for a single row or window.
+    """
+    n, contents = len(data.train), data.train.column("content")
+    if n < 2:
+        raise TopcoatError(
+            "one row to train on cannot be divided into rows to try values on and rows to compare them by",
+            "data.train",
+            "add rows; of a single text lower data.max_length, so that it makes several windows",
+        )
     share = min(0.2, max(0.05, MOST_HELD / n))
-    held = hold_out(data.train.column("content"), share, seed + SALT)
+    if (contents == contents[0]).all():
+        held = np.arange(n) >= n - max(1, round(share * n))
+    else:
+        held = hold_out(contents, share, seed + SALT)
     return replace(data, train=data.train.take(~held), validation=data.train.take(held))
 
 

@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from topcoat.adapters.attach import Adapters
+from topcoat.data.batches import Batch
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.compute import make_loss
 from topcoat.runs.opening import RunPlan
 from topcoat.runs.tuning_space import Range
 from topcoat.runs.tuning_trial import Bench
+from topcoat.training.halving import half
+from topcoat.training.memory import free_leftovers
+from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.rng import private_randomness, seed_micro_batch
 
 NEWEST = 0.3
@@ -101,14 +108,7 @@ def _raise(
             late = i > WARM + FEWEST and time.perf_counter() - start > LATE * seconds
             if i >= len(ladder) or late or bench.stop.stop is not None:
                 break
-            batches = plan.steps.micro_batches(i % plan.steps.total)
-            targets = max(1, sum(batch.n_target_tokens for batch in batches))
-            loss = 0.0
-            for micro, batch in enumerate(batches):
-                seed_micro_batch(recipe.seed, i, micro)
-                part = loss_of(batch)
-                (part / targets).backward()
-                loss += float(part.detach()) / targets
+            loss = _gradients(bench, plan, optimizer, loss_of, i)
             norm = optimizer.clip(recipe.train.max_grad_norm, 1.0)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 break
@@ -122,3 +122,29 @@ def _raise(
                 break
     points = tuple(zip(tried, smoothed(losses), strict=True))[WARM:]
     return points, sorted(times)[len(times) // 2] if times else 1.0
+
+
+def _gradients(
+    bench: Bench, plan: RunPlan, optimizer: Optimizer, loss_of: Callable[[Batch], Tensor], step: int
+) -> float:
+    """Mean loss of a step, its gradient added up; in smaller micro batches where memory runs out.
+
+    Raises Refused where one example alone does not fit.
+    """
+    while True:
+        batches = plan.steps.micro_batches(step % plan.steps.total)
+        targets = max(1, sum(batch.n_target_tokens for batch in batches))
+        loss = 0.0
+        try:
+            for micro, batch in enumerate(batches):
+                seed_micro_batch(plan.steps.plan.seed, step, micro)
+                part = loss_of(batch)
+                (part / targets).backward()
+                loss += float(part.detach()) / targets
+            return loss
+        except (MemoryError, RuntimeError) as error:
+            tokens = half(error, batches)
+        free_leftovers()
+        optimizer.zero_grad()
+        plan.steps.limit(tokens)
+        bench.listener.say(f"memory ran out in the range test: micro batches of at most {tokens:,} tokens from here on")

@@ -14,11 +14,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from topcoat.adapters.attach import Adapters, attach
 from topcoat.adapters.settings import FullConfig
-from topcoat.data.batches import Batches
+from topcoat.data.batches import Batch, Batches
 from topcoat.data.load import Dataset
+from topcoat.errors import Refused
 from topcoat.evaluation.loss import mean_loss
 from topcoat.model.load import Base
 from topcoat.model.originals import Originals
@@ -27,9 +29,11 @@ from topcoat.runs.compute import make_loss
 from topcoat.runs.listener import Listener
 from topcoat.runs.opening import RunPlan, free_memory, plan_run
 from topcoat.runs.scoring import Evaluating
+from topcoat.runs.session import enable_checkpointing
+from topcoat.training.halving import first_line, is_out_of_memory
 from topcoat.training.loop import Training, train
 from topcoat.training.loss_scale import LossScale
-from topcoat.training.memory import memory_bytes
+from topcoat.training.memory import free_leftovers, memory_bytes
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.optimizers.choices import make_optimizer
 from topcoat.training.signals import StopSignals
@@ -46,19 +50,31 @@ class Bench:
     """What all trials share: the base, loaded once, and the rows of the search."""
 
     load: Callable[[], Base]
-    base: Base
     data: Dataset
     """The slice, and the rows held out of it."""
     folder: Path
     stop: StopSignals
     listener: Listener
     runtime_bytes: int
+    loaded: Base | None = None
+
+    @property
+    def base(self) -> Base:
+        """The base as it was read; loaded where there is none.
+
+        Full fine-tuning changes it, and leaves none behind: only once that trial is over, with all that still refers to
+        its model, the next one is loaded, so that two are never held.
+        """
+        if self.loaded is None:
+            free_leftovers()
+            self.loaded = self.load()
+        return self.loaded
 
     @contextmanager
     def attached(self, recipe: Recipe) -> Iterator[tuple[Adapters, RunPlan]]:
         """The recipe's adapter on the base, and the plan of its run; afterwards the base is as it was.
 
-        Full fine-tuning changes the base, which is then loaded again. Raises Refused where memory is short.
+        Raises Refused where memory is short.
         """
         base = self.base
         rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(self.data.train, START_ROWS))
@@ -70,17 +86,21 @@ class Bench:
             rows=rows,
             tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
         )
+        recomputes = False
         try:
             plan = plan_run(recipe, base, adapters, self.data, self.runtime_bytes)
             plan.bill.require_fit(free_memory(base.device))
-            if plan.engine.checkpointing:
-                base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recomputes = plan.engine.checkpointing
+            if recomputes:
+                enable_checkpointing(base)
             yield adapters, plan
         finally:
             if isinstance(recipe.adapter, FullConfig):
-                self.base = self.load()
+                self.loaded = None
             else:
                 adapters.detach()
+                if recomputes:
+                    base.model.gradient_checkpointing_disable()
 
     def optimizer(self, recipe: Recipe, adapters: Adapters) -> Optimizer:
         """A fresh one."""
@@ -115,13 +135,12 @@ def run_trial(bench: Bench, recipe: Recipe, label: str, at_rung: Callable[[int, 
     with bench.attached(recipe) as (adapters, plan):
         base, total = bench.base, plan.steps.total
         loss = make_loss(base, adapters, plan.engine.fused, recipe.train)
-        held = held_out_batches(bench.data, recipe, plan)
-        rungs = rungs_of(total)
+        held, rungs = HeldOut(bench.data, recipe, plan, bench.listener.say), rungs_of(total)
 
         def validate(step: int) -> None:
             if step in rungs and watch.stop is None:
                 with Evaluating(base.model):
-                    watch.verdict = at_rung(rungs[step], mean_loss(loss, held))
+                    watch.verdict = at_rung(rungs[step], held.mean_loss(loss))
 
         base.model.train()
         with bench.listener.progress(label, total) as advance:
@@ -156,12 +175,40 @@ def rungs_of(total: int) -> dict[int, int]:
     return {max(1, math.ceil(total * ninths / 9)): ninths for ninths in RUNGS}
 
 
-def held_out_batches(data: Dataset, recipe: Recipe, plan: RunPlan) -> Batches:
-    """The rows held out for the search, in the batches of training."""
-    return Batches(
-        data.validation,
-        len(data.validation),
-        budget_tokens=plan.micro_batch_tokens,
-        packing=recipe.data.packing,
-        virtual_tokens=recipe.adapter.virtual_tokens,
-    )
+class HeldOut:
+    """The rows held out for the search, in the batches of training, and in smaller ones once memory ran out."""
+
+    def __init__(self, data: Dataset, recipe: Recipe, plan: RunPlan, say: Callable[[str], None]) -> None:
+        self.rows, self.say = data.validation, say
+        self.packing, self.virtual_tokens = recipe.data.packing, recipe.adapter.virtual_tokens
+        self._split(plan.micro_batch_tokens)
+
+    def _split(self, budget_tokens: int) -> None:
+        self.budget_tokens = budget_tokens
+        self.batches = Batches(
+            self.rows,
+            len(self.rows),
+            budget_tokens=budget_tokens,
+            packing=self.packing,
+            virtual_tokens=self.virtual_tokens,
+        )
+
+    def mean_loss(self, loss: Callable[[Batch], Tensor]) -> float:
+        """Mean loss over all rows. Raises Refused where one row at a time does not fit into memory."""
+        while True:
+            try:
+                return mean_loss(loss, self.batches)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = first_line(error)
+                if len(self.batches) == len(self.rows):
+                    raise Refused(
+                        f"measuring a trial one row at a time does not fit into memory: {said}",
+                        where="data.max_length",
+                        fix="write a smaller data.max_length with overlong: truncate or split, "
+                        "or model.quantization: {format: nf4}",
+                    ) from error
+            free_leftovers()
+            self._split(self.budget_tokens // 2)
+            self.say(f"memory ran out while measuring ({said}): batches of at most {self.budget_tokens:,} tokens")
