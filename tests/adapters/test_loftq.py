@@ -13,9 +13,13 @@ from topcoat.adapters.files import load_adapter, save_adapter
 from topcoat.adapters.loftq import loftq
 from topcoat.adapters.settings import LoraConfig
 from topcoat.errors import Refused, TopcoatError
+from topcoat.exporting.checkpoint import quantize_checkpoint
+from topcoat.model.load import load_model
 from topcoat.model.originals import Originals
+from topcoat.model.safetensors_source import DirectorySource
+from topcoat.model.settings import ModelSettings
 from topcoat.quant.linear import FrozenLinear
-from topcoat.quant.settings import Nf4Config
+from topcoat.quant.settings import IntConfig, Nf4Config, StoredConfig
 
 CONFIG = LoraConfig(r=8, lora_alpha=24, init_lora_weights="loftq")
 
@@ -99,6 +103,18 @@ def test_a_base_that_is_not_rounded_has_nothing_to_repair(load):
         attach(base.model, CONFIG, originals=Originals(base))
     assert "loftq repairs rounded weights, and model.layers.0.self_attn.q_proj is stored as fp32" in str(caught.value)
     assert "write model.quantization: {format: nf4}" in str(caught.value)
+
+
+def test_a_checkpoint_that_was_rounded_on_disk_has_nothing_to_repair_either(folder_of, tmp_path):
+    quantize_checkpoint(DirectorySource(folder_of()), tmp_path / "q", IntConfig(), "fp32")
+    settings = ModelSettings(path=str(tmp_path / "q"), quantization=StoredConfig(), compute_dtype="fp32", device="cpu")
+    base = load_model(settings)
+    with pytest.raises(TopcoatError) as caught:
+        attach(base.model, CONFIG, originals=Originals(base))
+    text = str(caught.value)
+    assert "a weight stored as int4" in text
+    assert "is just as the checkpoint has it, rounded there already" in text
+    assert "give the checkpoint as it was before it was quantized" in text
 
 
 def test_without_the_unrounded_weights_it_is_refused(load):

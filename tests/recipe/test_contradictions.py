@@ -23,6 +23,19 @@ from topcoat.recipe.load import load_recipe
             "load_in_4bit is nf4 with adapter.method full: rounded weights cannot be trained",
         ),
         (
+            "load_in_4bit: true\nadapter: {init_lora_weights: pissa_niter_4}",
+            "adapter.init_lora_weights is pissa_niter_4, and model.quantization.format is nf4: it takes its start from",
+        ),
+        (
+            "adapter: {init_lora_weights: loftq}",
+            "adapter.init_lora_weights is loftq, and model.quantization is not written: it repairs what rounding lost",
+        ),
+        ("adapter: qalora", "adapter is qalora, and model.quantization is not written: it needs integer weights"),
+        (
+            "load_in_4bit: true\nadapter: {method: qalora}",
+            "adapter.method is qalora, and model.quantization.format is nf4: it needs integer weights",
+        ),
+        (
             "val_set_size: 0\neval_steps: 5",
             "eval_steps is 5, but data.validation is null: there is nothing to evaluate",
         ),

@@ -31,12 +31,12 @@ def refusal(tiny_recipe, quantization):
         ({"format": "int5"}, "format is 'int5'; expected one of", "did you mean int8 or int4"),
         (
             {"format": "nf4", "overrides": {"down_proj": {"format": "int8", "double_quant": True}}},
-            "which is no number format: Extra inputs are not permitted",
+            "which is no number format: double_quant: Extra inputs are not permitted",
             "write a format's name",
         ),
         (
             {"format": "nf4", "overrides": {"down_proj": "int5"}},
-            "is 'int5', which is no number format: Input tag",
+            "is 'int5', which is no number format: formats are 'bf16', 'fp16'",
             "such as int8",
         ),
     ],

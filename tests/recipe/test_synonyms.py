@@ -79,6 +79,8 @@ def recipe_with(place: str, name: str) -> dict:
         tree["train"] = {"optimizer": "paged_adamw"}  # the only one that keeps a file
     if target == "model.quantization.double_quant":
         tree["model"]["quantization"] = {"format": "nf4"}
+    if name == "use_qalora":
+        tree["model"]["quantization"] = {"format": "int4"}  # what it stands on
     into = tree
     for part in place.split(".") if place else []:
         into = into.setdefault(part, {})

@@ -271,7 +271,7 @@ def _train_everything(adapters: Adapters) -> None:
 def _plain(module: Frozen, weight: nn.Parameter) -> nn.Module:
     """The ordinary linear or embedding of `weight`, (O, I) or (V, D), that computes what `module` does."""
     if not isinstance(module, FrozenLinear):
-        embedding = nn.Embedding(*weight.shape, device="meta")
+        embedding = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
         embedding.weight = weight
         return embedding
     linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")

@@ -25,8 +25,19 @@ from topcoat.quant.linear import FrozenLinear
 
 
 def loftq(W: Tensor, linear: FrozenLinear, r: int, scale: float) -> Factors:
-    """A (R, I) and B (O, R) that bring `linear` as near to W (O, I) as rank r allows."""
-    return pissa(W - linear.dense_weight(W.dtype), r, scale, torch.Generator())
+    """A (R, I) and B (O, R) that bring `linear` as near to W (O, I) as rank r allows.
+
+    Raises TopcoatError where they are the same already.
+    """
+    lost = W - linear.dense_weight(W.dtype)
+    if not bool(lost.any()):  # A and B would both be zero, and zero they would stay
+        raise TopcoatError(
+            f"init_lora_weights: loftq repairs rounding, and a weight stored as {stored_as(linear)} is just as the "
+            "checkpoint has it, rounded there already",
+            where="adapter.init_lora_weights",
+            fix="leave init_lora_weights out; or give the checkpoint as it was before it was quantized",
+        )
+    return pissa(lost, r, scale, torch.Generator())
 
 
 def require_rounded(linears: Mapping[str, FrozenLinear], has_originals: bool) -> None:

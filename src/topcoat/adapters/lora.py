@@ -192,7 +192,7 @@ def check_start(linears: Mapping[str, FrozenLinear], config: LoraConfig, start: 
                 f"init_lora_weights: {config.init_lora_weights} takes part of the base's weights, and {path} is stored "
                 f"as {linear.weight_state.format}",
                 where="adapter.init_lora_weights",
-                fix="remove model.quantization, or leave init_lora_weights out",
+                fix="write loftq there, which starts from what rounding lost; or remove model.quantization",
             )
 
 

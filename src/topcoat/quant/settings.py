@@ -173,7 +173,11 @@ def read_config(value: str | dict[str, Any]) -> QuantConfig:
         config: QuantConfig = TypeAdapter(Quantization).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{value!r} is no number format: {first['msg']}") from error
+        if first["type"] == "union_tag_invalid":
+            said = f"formats are {first['ctx']['expected_tags']}"
+        else:
+            said = f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}".removeprefix(": ")
+        raise ValueError(f"{value!r} is no number format: {said}") from error
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from topcoat.errors import Problem
@@ -40,6 +41,35 @@ def of_another_objective(objective: str) -> list[tuple[str, object, str, str]]:
     ]
 
 
+PLAIN = (None, "bf16", "fp16", "fp32")
+INTEGERS = ("int2", "int3", "int4", "gguf")
+OPEN = ("stored", "plugin")
+"""Formats of which only the files tell what they hold."""
+
+
+def _starts_and_formats(value: Callable[[str], object]) -> list[tuple[str, str, str]]:
+    """(setting, what is wrong with it, fix) of methods and starts that no linear of the frozen weights can carry.
+
+    Overrides may make an exception of some linears, and then the weights decide when they are there.
+    """
+    format, start = value("model.quantization.format"), value("adapter.init_lora_weights")
+    if format in OPEN or value("model.quantization.overrides"):
+        return []
+    named = f"model.quantization.format is {format}" if format else "model.quantization is not written"
+    found = []
+    if value("adapter.method") == "qalora" and format not in INTEGERS:
+        what = f"is qalora, and {named}: it needs integer weights that have a lowest value"
+        found.append(("adapter.method", what, "write model.quantization: {format: int4}"))
+    if start == "loftq" and format in PLAIN:
+        what = f"is loftq, and {named}: it repairs what rounding lost, and nothing is rounded"
+        found.append(("adapter.init_lora_weights", what, "write model.quantization: {format: nf4}, or leave this out"))
+    if isinstance(start, str) and start.startswith(("pissa", "olora")) and format not in PLAIN:
+        what = f"is {start}, and {named}: it takes its start from the base's own numbers, and these are rounded"
+        fix = "write loftq, which starts from what rounding lost; or take model.quantization out"
+        found.append(("adapter.init_lora_weights", what, fix))
+    return found
+
+
 def find_contradictions(written: Written) -> None:
     """Add a problem for every pair of settings that cannot both hold."""
 
@@ -60,6 +90,8 @@ def find_contradictions(written: Written) -> None:
     if value("adapter.method") == "full" and value("model.quantization.format"):
         what = f"is {value('model.quantization.format')} with adapter.method full: rounded weights cannot be trained"
         object_to("model.quantization.format", what, "take the quantization out, or train an adapter: method: lora")
+    for dots, what, fix in _starts_and_formats(value):
+        object_to(dots, what, fix)
     if value("train.optimizer_folder") is not None and value("train.optimizer") != "paged_adamw":
         fix = "write optimizer: paged_adamw, or take this out"
         object_to("train.optimizer_folder", "is written, but only paged_adamw keeps a file", fix)
