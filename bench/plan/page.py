@@ -39,12 +39,32 @@ def page(results: dict[str, Any]) -> str:
         f"\n{machine['cpu']}, {machine['cores']} cores, torch {results['versions']['torch']}: {len(rows)} points, "
         f"median error {results['median_error']:.1%}, worst {results['worst_error']:.1%}.\n",
         "\n![Predicted and measured peak memory](images/plan-cpu.svg)\n",
-        "\n| model, method, tokens x examples | predicted | measured | error |\n| --- | ---: | ---: | ---: |\n",
+        _of_time(results),
+        "\n| model, method, tokens x examples | predicted | measured | error | seconds a step, planned | measured |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n",
     ]
     for row in rows:
-        cells = (show_bytes(row["predicted_bytes"]), show_bytes(row["measured_bytes"]), f"{row['error']:+.1%}")
+        cells = (
+            show_bytes(row["predicted_bytes"]),
+            show_bytes(row["measured_bytes"]),
+            f"{row['error']:+.1%}",
+            "{:.2f} to {:.2f}".format(*row["predicted_step_s"]),
+            "" if row["time_error"] is None else f"{row['step_s']:.2f}",
+        )
         parts.append(f"| {row['name']} | {' | '.join(cells)} |\n")
     return "".join(parts)
+
+
+def _of_time(results: dict[str, Any]) -> str:
+    """What there is to say of the time of a step."""
+    if "median_time_error" not in results:
+        return ""
+    quiet = sum(row["time_error"] is not None for row in results["rows"])
+    errors = "off by {median_time_error:.0%} in the median, by {worst_time_error:.0%} at worst".format(**results)
+    return (
+        f"\nThe time of a step, where nothing else on the machine disturbed it ({quiet} rows): the middle of the "
+        f"planned span is {errors}.\n"
+    )
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

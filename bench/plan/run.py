@@ -1,11 +1,12 @@
-"""Predicted and measured peak memory over a grid of runs, each in a fresh process.
+"""Predicted and measured peak memory, and time of a step, over a grid of runs, each in a fresh process.
 
     python -m bench.plan.run [--coarse] [--only TEXT] [--again] [--keep]
 
 Of every point `topcoat plan` is asked for the peak, then `topcoat train` runs two steps of the same recipe, and its
 high-water mark of resident memory is what the kernel tells of the process that ended (ru_maxrss). A row stays in
 bench/plan/results/cpu.json until the sources that decide memory, the point or torch change; predictions are made anew
-every time. `--keep` keeps rows of other sources. One process at a time, no torch in this one.
+every time. `--keep` keeps rows of other sources. One process at a time, no torch in this one. A plan gives the time of
+a step as a span; its middle is held to the faster of the steps, in rows that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.machine import Watch
+from bench.machine import QUIET, Watch
 from bench.plan.points import COARSE, GRID, Point
 from topcoat.planning.machine import machine
 
@@ -37,6 +39,20 @@ LIMIT = 14 * 2**30
 """Bytes; a point that is predicted to take more is left out."""
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command line that was run."""
+
+    code: int
+    text: str
+    """Standard output."""
+    peak: int
+    """High-water mark of resident memory, bytes."""
+    seconds: float
+    busy: float
+    """Cores that it kept busy, on average."""
 
 
 class Failed(Exception):
@@ -57,8 +73,8 @@ def digest_of(point: Point) -> str:
     return hashlib.sha256(json.dumps(point.recipe("", "", "")).encode()).hexdigest()[:16]
 
 
-def topcoat(arguments: Sequence[str], log: Path) -> tuple[int, str, int, float]:
-    """Run the command line: exit code, standard output, peak bytes, seconds."""
+def topcoat(arguments: Sequence[str], log: Path) -> Ended:
+    """Run the command line."""
     began = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     with log.open("a") as errors:
@@ -74,15 +90,17 @@ def topcoat(arguments: Sequence[str], log: Path) -> tuple[int, str, int, float]:
         text = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, text, usage.ru_maxrss * 1024, time.monotonic() - began
+    seconds = time.monotonic() - began
+    busy = (usage.ru_utime + usage.ru_stime) / seconds
+    return Ended(process.returncode, text, usage.ru_maxrss * 1024, seconds, busy)
 
 
 def predict(recipe: Path, log: Path) -> Row:
     """What `topcoat plan` says. Raises Failed where it says nothing."""
-    code, text, _, _ = topcoat(["plan", str(recipe), "--device", "cpu", "--json"], log)
-    if code not in (0, 1):
-        raise Failed(f"topcoat plan {recipe} ended with {code}: {text[-600:]}{log.read_text()[-600:]}")
-    found: Row = json.loads(text)
+    ended = topcoat(["plan", str(recipe), "--device", "cpu", "--json"], log)
+    if ended.code not in (0, 1):
+        raise Failed(f"topcoat plan {recipe} ended with {ended.code}: {ended.text[-600:]}{log.read_text()[-600:]}")
+    found: Row = json.loads(ended.text)
     return {
         "predicted_bytes": found["peak_bytes"],
         "predicted_step_s": found["step_seconds"],
@@ -94,26 +112,37 @@ def predict(recipe: Path, log: Path) -> Row:
 def measure(recipe: Path, output: Path, log: Path) -> Row:
     """Train once and learn the peak and the time of a step. Raises Failed where it does not finish."""
     watch = Watch.begin([])
-    code, text, peak, seconds = topcoat(["train", str(recipe)], log)
-    if code:
-        raise Failed(f"topcoat train {recipe} ended with {code}: {text[-600:]}{log.read_text()[-600:]}")
+    ended = topcoat(["train", str(recipe)], log)
+    if ended.code:
+        raise Failed(f"topcoat train {recipe} ended with {ended.code}: {ended.text[-600:]}{log.read_text()[-600:]}")
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [row["tokens"] / row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
     plan = json.loads((output / "plan.json").read_text())
     return {
-        "measured_bytes": peak,
+        "measured_bytes": ended.peak,
         "started_bytes": plan["peak_bytes"],
         "step_s": min(steps),
         "tokens": max(row["tokens"] for row in rows if "tokens" in row),
-        "seconds": round(seconds, 1),
-        "busy_cores": watch.end()["other_load"],
+        "seconds": round(ended.seconds, 1),
+        "others_cores": round(max(0.0, watch.end()["other_load"] - ended.busy), 3),
     }
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
-    """Median and worst of the errors' sizes."""
-    errors = [abs(row["error"]) for row in rows]
-    return {"median_error": statistics.median(errors), "worst_error": max(errors)} if errors else {}
+    """Median and worst of the errors' sizes: of memory over all rows, of time over those of a quiet machine."""
+    found = {}
+    for name in ("error", "time_error"):
+        errors = [abs(row[name]) for row in rows if row.get(name) is not None]
+        if errors:
+            found |= {f"median_{name}": statistics.median(errors), f"worst_{name}": max(errors)}
+    return found
+
+
+def time_error(row: Row) -> float | None:
+    """The middle of the planned span over the faster step, less 1; None where others computed at the same time."""
+    if "step_s" not in row or row.get("others_cores", QUIET) >= QUIET:
+        return None
+    return float(statistics.mean(row["predicted_step_s"]) / row["step_s"] - 1)
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
@@ -173,10 +202,11 @@ def grid(points: Sequence[Point], path: Path, *, again: bool, keep: bool, cache:
                 print(f"{point.name}: {error}", flush=True)
                 continue
             shutil.rmtree(output)
-        row["error"] = row["predicted_bytes"] / row["measured_bytes"] - 1
+        row |= {"error": row["predicted_bytes"] / row["measured_bytes"] - 1, "time_error": time_error(row)}
         print(
             f"{row['name']:44} predicted {row['predicted_bytes'] / 1e6:7,.0f} MB  measured "
-            f"{row['measured_bytes'] / 1e6:7,.0f} MB  {row['error']:+6.1%}  start {row['started_bytes'] / 1e6:7,.0f}",
+            f"{row['measured_bytes'] / 1e6:7,.0f} MB  {row['error']:+6.1%}  "
+            f"{'' if row['time_error'] is None else format(row['time_error'], '+6.1%')}",
             flush=True,
         )
         found[point.name] = row

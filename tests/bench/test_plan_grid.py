@@ -64,10 +64,17 @@ def test_the_page_and_the_plot_hold_every_row(tmp_path):
         {"name": "135m lora 512x1", "predicted_bytes": 2**30, "measured_bytes": 2**30, "error": 0.0},
         {"name": "135m full 512x2", "predicted_bytes": 4 * 2**30, "measured_bytes": 5 * 2**30, "error": -0.2},
     ]
+    rows[0] |= {"predicted_step_s": [1.0, 1.4], "step_s": 1.0, "others_cores": 0.1}
+    rows[1] |= {"predicted_step_s": [2.0, 3.0], "step_s": 9.0, "others_cores": 1.2}  # disturbed
+    for row in rows:
+        row["time_error"] = run.time_error(row)
     results = {"rows": rows, "machine": {"cpu": "a CPU", "cores": 2}, "versions": {"torch": "2"}, **run.summary(rows)}
     text = page(results)
     assert "2 points, median error 10.0%, worst 20.0%" in text
-    assert "| 135m full 512x2 | 4.0 GiB | 5.0 GiB | -20.0% |" in text
+    assert "| 135m lora 512x1 | 1.0 GiB | 1.0 GiB | +0.0% | 1.00 to 1.40 | 1.00 |" in text
+    assert "| 135m full 512x2 | 4.0 GiB | 5.0 GiB | -20.0% | 2.00 to 3.00 |  |" in text
+    assert "where nothing else on the machine disturbed it (1 rows)" in text
+    assert "off by 20% in the median" in text
     plot(results, tmp_path / "plan.svg")
     first = (tmp_path / "plan.svg").read_text()
     plot(results, tmp_path / "plan.svg")
