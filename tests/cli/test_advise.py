@@ -70,6 +70,43 @@ def test_what_the_facts_leave_open_is_to_be_measured(topcoat):
     assert "topcoat advise --task facts,style --changes monthly" in done.out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--task", "facts,style", "--rows", "400"],
+        ["--task", "style", "--rows", "10", "--model", "MODEL DIR"],
+        ["--task", "style", "--prompted", "no", "--rows", "500", "--model", "MODEL DIR"],
+        ["--task", "style", "--data", "my rows.jsonl", "--model", "smollm2-135m", "--device", "l4", "--budget", "1GB"],
+        [*TUNE, "--rows", "5000", "--model", "llama-2-70b-hf", "--device", "rtx3060", "--budget", "6GiB"],
+        [*TUNE, "--rows", "5000"],
+    ],
+)
+def test_a_command_to_measure_with_can_be_pasted(desk, topcoat, tiny_llama, words):
+    Path("tickets.jsonl").rename("my rows.jsonl")
+    Path("MODEL DIR").symlink_to(tiny_llama)
+    measures = topcoat("advise", *words, "--json").json["measure"]
+    assert measures
+    for one in measures:
+        if one["fill_in"]:  # only for what was not told
+            assert {"FILE": "--data", "MODEL": "--model"}[one["fill_in"][0]] not in words
+            continue
+        said = subprocess.run(["bash", "-c", f"printf '%s\\n' {one['command']}"], capture_output=True, text=True)
+        typed = said.stdout.splitlines()
+        assert said.stderr == ""  # nothing in it is the shell's
+        assert typed[0] == "topcoat"
+        if typed[1] == "chat":
+            assert Path(typed[2]).exists() or typed[2] == "HuggingFaceTB/SmolLM2-135M"
+        else:
+            assert topcoat(*typed[1:]).code in (0, 1)
+
+
+def test_what_was_not_told_is_to_be_filled_in(topcoat):
+    done = topcoat("advise", "--task", "task")
+    assert "topcoat data check FILE" in done.out
+    assert "put your own for FILE" in done.out
+    assert topcoat("advise", "--task", "task", "--json").json["measure"][0]["fill_in"] == ["FILE"]
+
+
 def test_a_recipe_brings_model_and_data(desk, topcoat):
     Path("mine.yaml").write_text("model: smollm2-135m\ndata: tickets.jsonl\noutput: runs/x\n")
     found = topcoat("advise", "mine.yaml", "--device", "l4", "--json").json

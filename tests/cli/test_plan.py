@@ -113,7 +113,12 @@ def test_a_mixture_of_experts_is_planned_with_all_its_experts(topcoat):
         (["llama-3.1-7b"], "did you mean llama-3.1-"),
         (["llama-3.1-8b", "--device", "rtx5000"], "did you mean rtx5090 or rtx5080"),
         (["llama-3.1-8b", "--budget", "6"], "'6' has no unit"),
+        (["llama-3.1-8b", "--budget", ""], "'' is no amount of memory"),
+        (["llama-3.1-8b", "--budget", "0.0000001KiB"], "a budget of nothing fits nothing"),
+        (["llama-3.1-8b", "--price", ""], "'' is no price"),
         (["llama-3.1-8b", "--price", "3"], "'3' is no price"),
+        (["llama-3.1-8b", "--device", "a100"], "did you mean a100-40 or a100-80?"),
+        (["llama-3.1-8b", "--device", "cuda:0"], "auto is this machine's own"),
         (["llama-3.1-8b", "--device", "cpu", "--price", "0.3EUR/kWh"], "the power that this CPU draws is not known"),
         (["absent.yaml"], "there is no recipe absent.yaml"),
         (["llama-3.1-8b", "train.epoch=1"], "train.epoch"),
@@ -169,3 +174,62 @@ def test_measuring_needs_rows(topcoat):
 def test_a_mixture_says_that_it_cannot_be_trained(topcoat):
     done = topcoat("plan", "mixtral-8x7b-v0.1", "--device", "h100", "--json")
     assert "warning: topcoat train refuses mixtures of experts; this plan is for comparison only" in done.json["notes"]
+
+
+def test_a_model_alone_reads_no_rows_that_happen_to_lie_there(topcoat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = topcoat("plan", "smollm2-135m", "--device", "l4", "--json").json
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 60)
+    assert topcoat("plan", "smollm2-135m", "--device", "l4", "--json").json == before
+    assert before["run_seconds"] is None
+
+
+def test_rows_that_are_not_there_are_named(topcoat, recipe):
+    done = topcoat("plan", recipe(data={"train": "/absent/rows.jsonl"}), "--device", "l4")
+    assert "since /absent/rows.jsonl is not here" in done.out
+
+
+@pytest.mark.parametrize("typed", ["CPU", " auto "])
+def test_this_machine_is_meant_in_any_case(topcoat, typed):
+    assert topcoat("plan", "smollm2-135m", "--device", typed, "--json").json["device"]["name"] == "cpu"
+
+
+def test_a_gpu_that_is_here_has_what_is_free_on_it_and_one_that_is_not_known_is_refused(topcoat, tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 9000\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("topcoat.runs.planning.gpu_here", lambda: "NVIDIA L4")
+    plan = topcoat("plan", "smollm2-135m", "--json").json
+    assert (plan["device"]["name"], plan["budget_bytes"]) == ("l4", 9000 * 2**20)
+    tool.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert topcoat("plan", "smollm2-135m", "--json").json["budget_bytes"] == 22 * 2**30
+    monkeypatch.setattr("topcoat.runs.planning.gpu_here", lambda: "NVIDIA GeForce RTX 4090 Laptop GPU")
+    for verb in (["plan", "smollm2-135m"], ["advise", "--task", "style", "--model", "smollm2-135m"]):
+        done = topcoat(*verb)
+        assert done.code == 2
+        assert "this machine's GPU, NVIDIA GeForce RTX 4090 Laptop GPU, is not in the table of devices" in done.err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"model_type": "llama", ',
+        b"\x00\xff" * 99,
+        "{}".encode("utf-16"),
+        b"[" * 10**5,
+        b'{"hidden_size": 64, "hidden_size": 32}',
+        b'{"num_hidden_layers": ' + b"9" * 5000 + b"}",
+        b"{}",
+    ],
+)
+def test_a_config_that_is_none_is_refused(topcoat, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    done = topcoat("plan", str(tmp_path), "--device", "l4")
+    assert done.code == 2, done.out
+    assert "unexpected" not in done.err
+    assert "fix: " in done.err

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from topcoat.errors import TopcoatError
 from topcoat.model.tiny import TINY_TYPES, save_tiny, tiny_model
@@ -55,6 +57,37 @@ def test_a_folder_that_is_no_model_says_what_it_is(files, said, tmp_path):
         (tmp_path / name).write_text(text)
     with pytest.raises(TopcoatError) as caught:
         find_architecture(str(tmp_path))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({}, "the file has no token_embd.weight"),
+        (
+            {"token_embd.weight": (64,)},
+            "token_embd.weight has the shape (64,), and the header says embedding_length 64",
+        ),
+        ({"token_embd.weight": (256, 32)}, "token_embd.weight has the shape (256, 32)"),
+        (
+            {"token_embd.weight": (256, 64), "blk.0.attn_q.weight": (64, 64)},
+            "the header says block_count 2, and the file has tensors of 1 blocks",
+        ),
+    ],
+)
+def test_a_gguf_whose_tensors_are_not_those_of_its_header_is_refused(tensors, said, tmp_path):
+    written = GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    sizes = {"block_count": 2, "context_length": 512, "embedding_length": 64, "feed_forward_length": 128}
+    for name, size in {**sizes, "attention.head_count": 4}.items():
+        written.add_uint32(f"llama.{name}", size)
+    for name, shape in tensors.items():
+        written.add_tensor(name, np.zeros(shape, np.float16))
+    written.write_header_to_file()
+    written.write_kv_data_to_file()
+    written.write_tensors_to_file()
+    written.close()
+    with pytest.raises(TopcoatError) as caught:
+        find_architecture(str(tmp_path / "m.gguf"))
     assert said in str(caught.value)
 
 

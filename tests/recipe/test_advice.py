@@ -66,6 +66,34 @@ def test_the_method(facts, answer):
     assert method(**facts) == answer
 
 
+def test_every_rule_can_be_reached():
+    """Each rule's own wishes, together with nothing else or with what lets the rules before it pass."""
+    tune = {"task": frozenset({"style"}), "prompted": "short", "rows": 500}
+    others = [
+        {},
+        tune,
+        {"rows": 500},
+        {"changes": "never"},
+        {"parameters": 8e9},
+        {"parameters": 8e9, "lora_fits": "no"},
+    ]
+    for stage in ADVICE.stages:
+        for rule in stage.rules:
+            wishes = {name: _value(name, wish) for name, wish in (rule.when | rule.also).items()}
+            if "task" in rule.when and "task" in rule.also:
+                wishes["task"] = _value("task", rule.when["task"]) | _value("task", rule.also["task"])
+            reached = [decide(ADVICE, {**other, **wishes}, (stage.name,)).matched(stage.name) for other in others]
+            assert any(rule in matched for matched in reached), rule.id
+
+
+def _value(name, wish):
+    """A value of the fact that the condition wants."""
+    if isinstance(wish, str | list):
+        word = wish if isinstance(wish, str) else wish[0]
+        return None if word == "unknown" else frozenset({word}) if name == "task" else word
+    return wish.at_least if wish.at_least is not None else wish.below - 1
+
+
 def test_every_rule_has_a_reason_and_a_source_and_every_answer_says_what_to_type_where_it_is_to_measure():
     for stage in ADVICE.stages:
         for rule in stage.rules:

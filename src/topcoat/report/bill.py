@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def bill(plan: Mapping[str, Any]) -> Json | None:
-    """The lines of plan.json with their share of the largest, the picture, and the totals; None without a plan."""
+    """The lines of plan.json with their share of the largest, the picture and its groups, and the totals; or None."""
     if not plan.get("lines"):
         return None
     largest = max((line["bytes"] for line in plan["lines"]), default=0) or 1
@@ -31,7 +31,8 @@ def bill(plan: Mapping[str, Any]) -> Json | None:
     groups = group_bytes({line["name"]: line["bytes"] for line in plan["lines"]})
     measured = plan.get("measured_peak_bytes")
     picture = Markup(stacked_bars({"predicted": groups}, measured, name="memory by what holds it"))
-    return {"lines": lines, "totals": [*_memory(plan), *_time(plan)], "picture": picture}
+    parts = [(name, show_bytes(size)) for name, size in groups.items()]
+    return {"lines": lines, "totals": [*_memory(plan), *_time(plan)], "picture": picture, "groups": parts}
 
 
 def _memory(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -50,6 +50,7 @@ def tuning_page(facts: Mapping[str, Any]) -> str:
         test=Markup(range_drawing(test)) if test and len(test["points"]) > 2 else None,
         tested=(f"{test['low']:g}", f"{test['high']:g}") if test else None,
         rungs=Markup(rung_drawing(trials, best["trial"])),
+        edge=f"{_edge(trials):.3g}" if _highest(trials) > _edge(trials) else None,
         settings=[
             (name, Markup(setting_drawing(name, span, trials, best, name in facts["log"])))
             for name, span in facts["space"].items()
@@ -121,7 +122,13 @@ def setting_drawing(name: str, span: str, trials: Sequence[Json], best: Json, lo
             face = colour if _reached(trial) == 9 else "none"
             x = place(trial["values"][name])
             axes.scatter(
-                [x], [min(_loss(trial), top)], s=size, facecolors=face, edgecolors=colour, zorder=3 if mine else 2
+                [x],
+                [min(_loss(trial), top)],
+                s=size,
+                facecolors=face,
+                edgecolors=colour,
+                marker="^" if _loss(trial) > top else "o",
+                zorder=3 if mine else 2,
             )
         if few:
             if few[0] > 0 and few[-1] / few[0] >= 4:
@@ -145,8 +152,11 @@ def setting_drawing(name: str, span: str, trials: Sequence[Json], best: Json, lo
 def _edge(trials: Sequence[Json]) -> float:
     """The highest loss that is drawn where it is."""
     losses = sorted(_loss(trial) for trial in trials)
-    first = max((loss for trial in trials for loss in trial["losses"].values()), default=0.0)
-    return min(first, HIGHEST * losses[len(losses) // 2]) if losses else 0.0
+    return min(_highest(trials), HIGHEST * losses[len(losses) // 2]) if losses else 0.0
+
+
+def _highest(trials: Sequence[Json]) -> float:
+    return max((float(loss) for trial in trials for loss in trial["losses"].values()), default=0.0)
 
 
 def _reached(trial: Json) -> int:
