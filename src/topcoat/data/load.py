@@ -95,6 +95,49 @@ def load_data(
         TopcoatError: a file or its rows are wrong, or examples are too long and data.overlong is "error".
         Refused: nothing would be trained, or the model would never learn to stop.
     """
+    read = _read(settings, tokenizer, objective, chat_template, seed, bar, check)
+    report, everything, plain = read.report, read.train + read.validation, objective != "sft"
+    for event, flag in FLAGGED.items():
+        report.events[event] += Places.of(everything.take((everything.column("flags") & flag) != 0))
+    if vocab_rows is not None:
+        _check_ids(everything, vocab_rows, tokenizer)
+    at = int(everything.lengths.argmax())
+    report.longest, report.longest_row = int(everything.lengths[at]), everything.place(at)
+    windowed = objective == "completion"
+    max_length = choose_max_length(settings.max_length, report.longest, context_length, WINDOW if windowed else None)
+    train, validation = _of_length(read, settings, max_length, context_length, windowed=windowed)
+    if "no_stop_token" not in settings.allow and not plain:
+        _check_stops(train, read.renderer)
+    if settings.loss_on != "all" and report.format != "text" and "all_trained" not in settings.allow:
+        _check_context(train)
+    _count(report, train, validation, read.rows, max_length)
+    if windowed:
+        report.note_windows(len(everything))
+    return Dataset(train, validation, report, read.renderer, max_length, read.labels)
+
+
+@dataclass
+class _Read:
+    """Every row as tokens, of any length, the validation rows held out."""
+
+    train: Examples
+    validation: Examples
+    rows: int
+    """Of the training files, those held out among them."""
+    labels: Labels | None
+    renderer: Renderer
+    report: DataReport
+
+
+def _read(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: str,
+    chat_template: str | None,
+    seed: int,
+    bar: Bar | None,
+    check: Callable[[], None],
+) -> _Read:
     columns = columns_of(settings)
     renderer = Renderer(tokenizer, chat_template, settings.allow)
     plain = objective != "sft"  # rows are plain texts
@@ -121,31 +164,27 @@ def load_data(
         train, validation = train.take(~held), train.take(held)
     report = _report(settings, renderer, [*trained, *validation.parts], notes, loss_on)
     report.notes += labels.notes if labels is not None else ()
-    everything = train + validation
-    for event, flag in FLAGGED.items():
-        report.events[event] += Places.of(everything.take((everything.column("flags") & flag) != 0))
-    if vocab_rows is not None:
-        _check_ids(everything, vocab_rows, tokenizer)
-    at = int(everything.lengths.argmax())
-    report.longest, report.longest_row = int(everything.lengths[at]), everything.place(at)
-    windowed = objective == "completion"
-    max_length = choose_max_length(settings.max_length, report.longest, context_length, WINDOW if windowed else None)
+    return _Read(train, validation, len(rows), labels, renderer, report)
+
+
+def _of_length(
+    read: _Read, settings: DataSettings, max_length: int, context_length: int, *, windowed: bool
+) -> tuple[Examples, Examples]:
+    """The training and validation rows in at most `max_length` tokens, those without a target left out."""
+    report = read.report
     overlong = "windows" if windowed and settings.overlong == "split" else settings.overlong
+
+    def fitted(examples: Examples) -> Examples:
+        return fit(examples, max_length, overlong, context_length, report)
+
     if overlong == "error":
-        fit(everything, max_length, overlong, context_length, report)  # says both parts at once
-    train = _with_targets(fit(train, max_length, overlong, context_length, report), report, settings)
-    if len(validation):
-        validation = _with_targets(fit(validation, max_length, overlong, context_length, report), report, settings)
-    elif windowed and isinstance(settings.validation, float):
-        train, validation = _hold_out_the_end(train, settings.validation, report)
-    if "no_stop_token" not in settings.allow and not plain:
-        _check_stops(train, renderer)
-    if settings.loss_on != "all" and report.format != "text" and "all_trained" not in settings.allow:
-        _check_context(train)
-    _count(report, train, validation, len(rows), max_length)
-    if windowed:
-        report.note_windows(len(everything))
-    return Dataset(train, validation, report, renderer, max_length, labels)
+        fitted(read.train + read.validation)  # says both parts at once
+    train = _with_targets(fitted(read.train), report, settings)
+    if len(read.validation):
+        return train, _with_targets(fitted(read.validation), report, settings)
+    if windowed and isinstance(settings.validation, float):
+        return _hold_out_the_end(train, settings.validation, report)
+    return train, read.validation
 
 
 def _labelled(part: Part, labels: Labels | None) -> Part:
