@@ -62,6 +62,35 @@ def rows(session: Session, packing: bool) -> tuple[Any, int]:
     return concatenate_datasets(steps), sizes.pop()
 
 
+def arguments(spec: dict[str, Any], batch: int) -> Any:
+    """TRL's settings: the same optimizer and rate as everyone's, nothing shuffled, nothing saved."""
+    from trl import SFTConfig
+
+    settings = spec["settings"]
+    return SFTConfig(
+        output_dir=spec["scratch"],
+        use_cpu=spec["device"] == "cpu",
+        bf16=True,
+        per_device_train_batch_size=batch,
+        max_steps=1 << 20,
+        max_length=spec["row_tokens"],
+        packing=settings["packing"],
+        dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=False if settings.get("unsloth") else settings["checkpointing"],
+        learning_rate=spec["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=spec["max_grad_norm"],
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
+
+
 def main() -> None:
     session = Session()
     spec, settings = session.spec, session.spec["settings"]
@@ -74,7 +103,7 @@ def main() -> None:
 
         model = load(spec, torch.bfloat16)
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     data, batch = rows(session, settings["packing"])
     saw: dict[str, Any] = {}
@@ -120,28 +149,7 @@ def main() -> None:
         processing_class=AutoTokenizer.from_pretrained(spec["model"]),
         train_dataset=data,
         callbacks=[Pauses()],
-        args=SFTConfig(
-            output_dir=spec["scratch"],
-            use_cpu=spec["device"] == "cpu",
-            bf16=True,
-            per_device_train_batch_size=batch,
-            max_steps=1 << 20,
-            max_length=spec["row_tokens"],
-            packing=settings["packing"],
-            dataset_kwargs={"skip_prepare_dataset": True},
-            gradient_checkpointing=False if settings.get("unsloth") else settings["checkpointing"],
-            learning_rate=spec["learning_rate"],
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=spec["max_grad_norm"],
-            optim="adamw_torch_fused",
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=0,
-        ),
+        args=arguments(spec, batch),
     )
     names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth")
     session.ready(versions=versions(*names), rows_a_step=batch)
