@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from topcoat.errors import TopcoatError
 from topcoat.recipe.load import load_recipe
+from topcoat.runs.advising import Told, advise
 
 TUNE = ["--task", "task", "--prompted", "short", "--quality", "checked"]
 
@@ -139,6 +141,10 @@ def test_it_asks_for_what_no_flag_says_and_asks_again(desk, topcoat, monkeypatch
     [
         ([], "nothing says what the task is, and there is no terminal to ask on"),
         (["--task", "styl"], "did you mean style?"),
+        (["--task", ""], "nothing says what the task is, and there is no terminal to ask on"),
+        ([*TUNE, "--device", ""], "--device is empty"),
+        ([*TUNE, "--model", ""], "--model is empty"),
+        ([*TUNE, "--budget", ""], "'' is no amount of memory"),
         (["--task", "xyz"], "it takes style, task, domain, facts, latency, cost, privacy"),
         (["--task", "task", "--changes", "daily,never"], "is more than one answer"),
         ([*TUNE, "--rows", "100", "--model", "llama-3.1-7b"], "did you mean llama-3.1-"),
@@ -173,3 +179,26 @@ def test_it_answers_without_torch_in_under_a_second(desk):
         "assert not {'torch', 'transformers'} & set(sys.modules); assert time.process_time() < 1, time.process_time()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("task", ["style, cost", ["style", "cost"], {"style", "cost"}, frozenset({"style", "cost"})])
+def test_from_python_a_task_is_named_in_any_way(task):
+    made = advise(Told(task=task, rows=500))
+    assert made.facts["task"] == frozenset({"style", "cost"})
+    assert made.decision.answers["approach"] == "tune"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"task": {"styl"}}, "did you mean style?"),
+        ({"quality": "great"}, "'great' is no answer here"),
+        ({"rows": "500"}, "'500' is no number of rows"),
+        ({"rows": -1}, "-1 is no number of rows"),
+        ({"budget": 6}, "6 has no unit"),
+    ],
+)
+def test_from_python_what_is_no_answer_is_refused_too(told, said):
+    with pytest.raises(TopcoatError) as caught:
+        advise(Told(**{"task": "style", "rows": 500} | told))
+    assert said in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,11 +99,14 @@ def _told(
         recipe = load_recipe(Path(subject), check_files=False)
         given["model"] = given["model"] or recipe.model.path
         given["data"] = given["data"] or recipe.data.train
+    for name in MORE_QUESTIONS:
+        if given[name] is not None and not given[name].strip():
+            raise TopcoatError(f"--{name} is empty", f"--{name}", "name one, or leave it out")
     for name, question in questions.items():
         if isinstance(given[name], str):
             given[name] = _words(question, given[name], f"--{name}")
     asks = sys.stdin.isatty() and not quiet
-    if not asks and subject is None and given["task"] is None:
+    if not asks and subject is None and not given["task"]:
         raise TopcoatError(
             "nothing says what the task is, and there is no terminal to ask on",
             "--task",
@@ -126,10 +128,7 @@ def _words(question: Question, text: str, where: str) -> Any:
             raise TopcoatError(f"{text!r} is no number", where, "write a number such as 500")
         return int(number) if number else None
     for word in words:
-        if word not in question.choices:
-            near = difflib.get_close_matches(word, question.choices, n=2)
-            fix = f"did you mean {' or '.join(near)}?" if near else f"it takes {', '.join(question.choices)}"
-            raise TopcoatError(f"{word!r} is no answer here", where, fix)
+        question.require(word, where)
     if question.many:
         return frozenset(words)
     if len(words) > 1:

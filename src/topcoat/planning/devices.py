@@ -168,7 +168,7 @@ def _base(device: Device) -> str:
 
 def parse_bytes(text: str, where: str = "--budget") -> int:
     """ "6GiB" -> bytes. Raises TopcoatError for a number without a unit, an unknown unit, or nothing at all."""
-    found = _SIZE.fullmatch(text)
+    found = _SIZE.fullmatch(str(text))  # a number from Python has no unit either
     if found is None:
         raise TopcoatError(f"{text!r} is no amount of memory", where, "write a number and a unit, such as 6GiB or 24GB")
     number, unit = float(found[1]), found[2].lower()

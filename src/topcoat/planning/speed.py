@@ -61,7 +61,7 @@ _PRICE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([^\d\s/]*)\s*/\s*(h|kwh)\s*", re.IGN
 
 def parse_price(text: str) -> Price:
     """ "2.49EUR/h" or "0.30/kWh". Raises TopcoatError for anything else."""
-    found = _PRICE.fullmatch(text)
+    found = _PRICE.fullmatch(str(text))
     if found is None:
         fix = "write an amount an hour or a kilowatt-hour, such as 2.49EUR/h or 0.30EUR/kWh"
         raise TopcoatError(f"{text!r} is no price", "--price", fix)

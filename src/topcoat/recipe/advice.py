@@ -6,6 +6,7 @@ was taken: every rule that was asked, and the fact that let it match or not.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +50,13 @@ class Question(Config):
     """Several words may hold at once."""
     number: bool = False
     """The answer is a number."""
+
+    def require(self, word: object, where: str) -> None:
+        """Raises TopcoatError, with the nearest ones, for a word that is no answer."""
+        if word not in self.choices:
+            near = difflib.get_close_matches(str(word), self.choices, n=2)
+            fix = f"did you mean {' or '.join(near)}?" if near else f"it takes {', '.join(self.choices)}"
+            raise TopcoatError(f"{word!r} is no answer here", where, fix)
 
 
 class Bound(Config):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig
 from topcoat.data.row_formats import recognise
 from topcoat.data.rows import iter_rows
+from topcoat.errors import TopcoatError
 from topcoat.planning.architecture import Architecture
 from topcoat.planning.counts import counts_of
 from topcoat.planning.data_size import BYTES_PER_TOKEN, DataSize, data_size
@@ -92,8 +93,10 @@ class Advised:
 
 
 def advise(told: Told) -> Advised:
-    """Follow the rules. Raises TopcoatError for a model, file, device or budget that cannot be used."""
+    """Follow the rules. Raises TopcoatError for a word that is no answer, and for a model, file, device or budget that
+    cannot be used."""
     advice = load_advice()
+    told = _checked(told, advice)
     device, memory = _device(told)
     size, form = _data_facts(told.data)
     facts = _told_facts(told, size, form)
@@ -107,6 +110,25 @@ def advise(told: Told) -> Advised:
         facts |= _model_facts(architecture, size)
     facts |= {f"{method}_fits": "yes" if found else "no" for method, found in fits.items()}
     return _with_method(replace(made, fits=fits), advice)
+
+
+def _checked(told: Told, advice: Advice) -> Told:
+    """The same with `task` as a set, whatever it came as. Raises TopcoatError for what no question takes."""
+    for name, question in advice.questions.items():
+        value = getattr(told, name)
+        if value is None:
+            continue
+        if question.number:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise TopcoatError(f"{value!r} is no number of {name}", name, "give a whole number such as 500")
+        elif name == "task":
+            words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(value)
+            for word in words:
+                question.require(word, name)
+            told = replace(told, task=frozenset(words))
+        else:
+            question.require(value, name)
+    return told
 
 
 def _with_method(made: Advised, advice: Advice) -> Advised:
