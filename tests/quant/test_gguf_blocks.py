@@ -60,8 +60,9 @@ def test_rows_that_are_not_whole_blocks_are_refused():
 
 
 def test_bytes_that_only_the_file_knows_are_not_guessed():
-    with pytest.raises(TopcoatError, match="only the file says"):
+    with pytest.raises(TopcoatError, match="keeps the blocks of a GGUF file, and only such a file says") as caught:
         GgufBlocks(GgufConfig()).nbytes(2, 32)
+    assert "quantization: {format: gguf, type: Q4_0}" in str(caught.value)
 
 
 def test_weights_too_large_for_fp16_scales_are_refused():

@@ -274,3 +274,27 @@ def test_no_message_speaks_pydantic(refused):
     spoken = "\n".join(" ".join(problem) for problem in said).lower()
     for word in ("input should", "pydantic", "discriminator", "literal", "constrained", "validation error", "type="):
         assert word not in spoken
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        (
+            "adapter: {method: dora, init_lora_weights: pissa}",
+            "adapter.init_lora_weights is 'pissa'; expected one of true, gaussian, orthogonal",
+            "leave it out for the default, true. Start of A and B, as LoRA's;",
+        ),
+        ("adapter: {method: vera, r: 0}", "adapter.r is 0; expected a whole number of at least 1", "the default, 256."),
+    ],
+)
+def test_a_refusal_tells_what_the_picked_method_takes_and_not_another(refused, text, what, fix):
+    [(said, _, way)] = refused(text)
+    assert said.startswith(what)
+    assert fix in way
+    assert "olora" not in said
+
+
+def test_a_refusal_tells_what_the_picked_format_takes_and_not_another(refused):
+    base = "model: {path: ./base, quantization: {format: gptq, group_size: 48}}\ndata: tickets.jsonl\noutput: o\n"
+    [(said, _, _)] = refused("", base=base)
+    assert said.endswith("is 48; expected one of -1, 16, 32, 64, 128, 256, 512, 1024")

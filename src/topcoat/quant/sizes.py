@@ -42,9 +42,9 @@ def weight_bytes(config: QuantConfig, out_features: int, in_features: int) -> tu
     if isinstance(config, GgufConfig):
         if config.type == "stored":
             raise TopcoatError(
-                "how large the blocks of a GGUF file are, only the file says",
+                "format gguf keeps the blocks of a GGUF file, and only such a file says how large they are",
                 where="model.quantization",
-                fix="add up the n_bytes of its tensors",
+                fix="name a .gguf file in model.path, or a block type: quantization: {format: gguf, type: Q4_0}",
             )
         return count // 32 * GGUF_BYTES[config.type], 0
     if isinstance(config, IntConfig):

@@ -19,6 +19,7 @@ from topcoat.recipe.fields import (
     expected,
     leaves,
     required,
+    schema_of,
     sections,
 )
 from topcoat.recipe.schema import Recipe
@@ -175,7 +176,7 @@ def _explain(error: ValidationError, written: Written, bad: set[Path]) -> None:
         if path == ("data", "train") and ("data", "mixture") in written.leaves:
             continue  # it is the mixture that is wrong
         if path in written.leaves:
-            written.problems.append(wrong_value(written.leaves[path]))
+            written.problems.append(wrong_value(written.leaves[path], _picked(path, written)))
             continue
         inside = [leaf for leaf in written.leaves.values() if leaf.path[: len(path)] == path]
         if inside:  # a mapping of free keys, such as data.columns
@@ -214,8 +215,20 @@ def _missing(path: Path, written: Written) -> Problem:
     return Problem(f"{dotted(path)} is {'missing' if must else 'not readable'}", where, fix)
 
 
-def wrong_value(leaf: Leaf) -> Problem:
-    """The problem of a value that its setting does not take, with what it takes and the nearest thing to type."""
+def _picked(path: Path, written: Written) -> object:
+    """The method or format that the section of the key at `path` names, or has by default; None where it has none."""
+    section = sections().get(path[:-1])
+    if section is None or section.tag is None:
+        return None
+    tag = written.leaves.get((*path[:-1], section.tag))
+    return tag.value if tag else section.default_tag
+
+
+def wrong_value(leaf: Leaf, picked: object = None) -> Problem:
+    """The problem of a value that its setting does not take, with what it takes and the nearest thing to type.
+
+    `picked` is the method or format of its section, where several have settings of one name.
+    """
     path, value = leaf.path, leaf.value
     if path[:3] == ("model", "quantization", "overrides") and len(path) > 3:
         return _wrong_format(leaf)
@@ -223,8 +236,8 @@ def wrong_value(leaf: Leaf) -> Problem:
         what = f"{leaf.key} is {show(value)}; expected the name of a column"
         return Problem(what, leaf.where, "write the column's name, in quotes if it is a number")
     name = leaf.key if leaf.key == dotted(path) else f"{leaf.key} ({dotted(path)})"
-    what = f"{name} is {'empty' if value is None else show(value)}; expected {expected(path)}"
-    return Problem(what, leaf.where, _advice(path, value))
+    what = f"{name} is {'empty' if value is None else show(value)}; expected {expected(path, picked)}"
+    return Problem(what, leaf.where, _advice(path, value, picked))
 
 
 def _wrong_format(leaf: Leaf) -> Problem:
@@ -240,8 +253,8 @@ def _wrong_format(leaf: Leaf) -> Problem:
     )
 
 
-def _advice(path: Path, value: Any) -> str:
-    key, words = path[-1], choices(path)
+def _advice(path: Path, value: Any, picked: object) -> str:
+    key, words = path[-1], choices(path, picked)
     if isinstance(value, str) and accepts(path, "boolean") and value.lower() in YES_NO:
         return f"write {key}: {YES_NO[value.lower()]}"
     for item in value if isinstance(value, list) else [value]:
@@ -259,7 +272,7 @@ def _advice(path: Path, value: Any) -> str:
         return f"a share of the steps is warmup_ratio: {value:g}"
     if value == 0 and value is not False and accepts(path, "null"):
         return f"write {key}: null for none"
-    schema = leaves()[path]
+    schema = schema_of(path, picked)
     said = first_sentence(schema.get("description", ""))
     if "default" in schema:
         default = schema["default"]

@@ -109,6 +109,14 @@ def leaves() -> dict[Path, dict[str, Any]]:
     return found
 
 
+def schema_of(path: Path, picked: object = None) -> dict[str, Any]:
+    """The JSON Schema of a key; of several variants' keys of one name that of the variant `picked`, if it has it."""
+    section = sections().get(path[:-1])
+    variant = section.variant(picked) if section and section.tag and path[-1] != section.tag else None
+    own: dict[str, dict[str, Any]] = variant.model_json_schema()["properties"] if variant else {}
+    return own.get(path[-1]) or leaves()[path]
+
+
 def dotted(path: Path) -> str:
     """("train", "epochs") -> "train.epochs"."""
     return ".".join(path)
@@ -130,20 +138,20 @@ def is_mapping(path: Path) -> bool:
     return path in leaves() and accepts(path, "object")
 
 
-def choices(path: Path) -> list[str]:
+def choices(path: Path, picked: object = None) -> list[str]:
     """The words a key accepts, such as ["cosine", "linear", "constant"]; empty where any value may stand."""
     words: list[str] = []
-    for part in _parts(leaves()[path]):
+    for part in _parts(schema_of(path, picked)):
         inner = part["items"] if part.get("type") == "array" else part
         words += [str(word) for word in _words(inner)]
     return words
 
 
-def expected(path: Path) -> str:
+def expected(path: Path, picked: object = None) -> str:
     """What a key accepts, for people: "a number above 0 and below 1, or auto"."""
     if dotted(path) in PATTERN_WORDS:
         return PATTERN_WORDS[dotted(path)]
-    *most, last = [_say(part) for part in _parts(leaves()[path])]
+    *most, last = [_say(part) for part in _parts(schema_of(path, picked))]
     return f"{', '.join(most)}, or {last}" if most else last
 
 
