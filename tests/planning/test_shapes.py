@@ -80,6 +80,11 @@ def test_a_copy_or_a_variant_means_the_same_shapes(typed, meant):
     assert shape.source == f"https://huggingface.co/{shape.repository}/blob/main/config.json"
 
 
+def test_a_quantized_copy_that_is_not_here_is_counted_as_the_recipe_says_and_marked():
+    assert "the name says 4-bit weights" in known_model("unsloth/llama-3-8b-bnb-4bit").assumed[0]
+    assert not known_model("unsloth/llama-3-8b").assumed
+
+
 def test_an_unknown_name_gets_the_nearest_ones():
     with pytest.raises(TopcoatError, match="not among the models known by name"):
         known_model("llama-3.1-7b")

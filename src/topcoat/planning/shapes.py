@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from topcoat.errors import TopcoatError
@@ -136,7 +136,11 @@ def known_model(name: str) -> Architecture:
     shape = find_shape(name)
     if shape is None:
         raise unknown_model(name)
-    return architecture_of(shape.facts(), shape.repository)
+    found = architecture_of(shape.facts(), shape.repository)
+    if "4bit" not in _plain(name):
+        return found
+    said = "the name says 4-bit weights, whose files are not here: they are counted in the recipe's format"
+    return replace(found, assumed=(*found.assumed, said))
 
 
 def unknown_model(name: str) -> TopcoatError:
