@@ -167,6 +167,21 @@ def test_linears_in_other_formats_are_counted_so(tmp_path):
     assert planned == loaded_counts(base.model, adapters.parameters())
 
 
+def test_a_plugin_s_weight_is_its_largest_tensor_whatever_its_name(tmp_path):
+    from topcoat.model.load import load_model
+    from topcoat.model.settings import ModelSettings
+
+    path = str(save_tiny(tmp_path / "llama", "llama"))
+    base = load_model(ModelSettings(path=path, quantization=Int8Config(), compute_dtype="fp32", device="cpu"))
+    adapters = attach(base.model, LoraConfig(r=4))
+    known = loaded_counts(base.model, adapters.parameters())
+    for module in base.model.modules():
+        if isinstance(module, FrozenLinear):
+            state = module.weight_state
+            state.tensors = {f"part {at}": tensor for at, tensor in enumerate(reversed(state.tensors.values()))}
+    assert loaded_counts(base.model, adapters.parameters()) == known
+
+
 def test_the_families_by_hand_are_those_of_the_hand_written_blocks():
     assert {name for name, kind in KINDS.items() if kind.by_hand} == set(LAYOUTS)
 
