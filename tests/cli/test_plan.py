@@ -233,3 +233,10 @@ def test_a_config_that_is_none_is_refused(topcoat, tmp_path, content):
     assert done.code == 2, done.out
     assert "unexpected" not in done.err
     assert "fix: " in done.err
+
+
+def test_the_picture_names_every_part_however_thin(topcoat):
+    done = topcoat("plan", "smollm2-135m", "--device", "b200")
+    [legend] = [line for line in done.out.splitlines() if line.startswith("█ frozen weights")]
+    assert all(f"█ {part} " in legend for part in ("frozen weights", "what trains", "activations", "process"))
+    assert "░ free " in legend

@@ -14,7 +14,7 @@ from topcoat.runs.planning import Plan
 from topcoat.units import show_bytes, show_count, show_seconds
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "white")
-SMALLEST_SHARE = 0.005  # of the budget; a thinner part of the bar is not drawn
+SMALLEST_SHARE = 0.005  # of the budget; a thinner part of the bar is only named
 
 
 def facts_table(plan: Plan) -> Table:
@@ -49,9 +49,10 @@ def bar(made: Estimate, width: int) -> RenderableType:
     sums["evaluating"] = max(0, made.peak_bytes - made.bill.peak_bytes)
     line, legend = Text(), Text()
     for (group, size), colour in zip(sums.items(), COLOURS, strict=False):
-        if size < SMALLEST_SHARE * whole:
+        if size <= 0:
             continue
-        line.append("█" * max(1, round(width * size / whole)), style=colour)
+        if size >= SMALLEST_SHARE * whole:
+            line.append("█" * max(1, round(width * size / whole)), style=colour)
         legend.append("█ ", style=colour).append(f"{group} {show_bytes(size)}   ")
     if made.fits:
         line.append("░" * max(0, width - len(line)), style="dim")
