@@ -96,7 +96,10 @@ def quick_object(data: bytes) -> dict[str, Any] | None:
         return None
     if (b" :" in data or b"\t:" in data or b"\r:" in data) and _SPACE_BEFORE_COLON.search(data):
         return None
-    return value if _n_keys(value) == data.count(b'":') else None
+    try:
+        return value if _n_keys(value) == data.count(b'":') else None
+    except RecursionError:  # orjson reads brackets 1,024 deep
+        return None
 
 
 def _n_keys(value: Any) -> int:

@@ -5,6 +5,7 @@ Names and values from a file are shown cut to length and with what steers a term
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,11 @@ class Blanks:
         if line - self._line > MOST_LINES:
             what = f"has over {MOST_LINES:,} blank lines from line {self._line + 1:,} on"
             raise BadFile(what, "it was not written completely, or packed to fill a disk: write it again")
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name in order of the alphabet that stands twice, or None."""
+    return min((name for name, times in Counter(names).items() if times > 1), default=None)
 
 
 def names_rows(name: str) -> bool:

@@ -7,10 +7,8 @@ memory, and a file that unpacks to 500 times its size is taken for a bomb.
 
 from __future__ import annotations
 
-import bz2
 import difflib
 import errno
-import gzip
 import io
 import lzma
 import os
@@ -22,23 +20,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from topcoat.data.lines import ENDINGS, KINDS, TEXTS, BadFile, names_rows
+from topcoat.data.streams import Trailing, bzip2_streams, gzip_streams, xz_streams, zstd_streams
 from topcoat.errors import TopcoatError
 
 CHUNK_BYTES = 2**20
 BOMB_RATIO, BOMB_BYTES = 500, 256 * 2**20  # text packs 3 to 20 times smaller
 
 
-def _zstd(file: IO[bytes]) -> IO[bytes]:
-    import pyarrow as pa
-
-    return pa.CompressedInputStream(file, "zstd")
-
-
 PACKED: dict[str, tuple[str, Callable[[IO[bytes]], Any]]] = {
-    ".gz": ("gzip", lambda file: gzip.GzipFile(fileobj=file)),
-    ".bz2": ("bzip2", bz2.BZ2File),
-    ".xz": ("xz", lzma.LZMAFile),
-    ".zst": ("zstd", _zstd),
+    ".gz": ("gzip", gzip_streams),
+    ".bz2": ("bzip2", bzip2_streams),
+    ".xz": ("xz", xz_streams),
+    ".zst": ("zstd", zstd_streams),
 }
 """Ending -> (its name, how to unpack a stream)."""
 
@@ -226,16 +219,30 @@ def _checked(stream: io.BufferedReader[Any], kind: str, packed: str) -> io.Buffe
 @contextmanager
 def _unpacked(path: Path, file: IO[bytes], packed: str, size: int) -> Iterator[io.BufferedReader[Any]]:
     name, unpack = PACKED[packed]
+    _refuse_other_packing(path, file, packed)
     try:
         with io.BufferedReader(_Unpacked(unpack(file), size), CHUNK_BYTES) as stream:
             yield stream
+    except Trailing as error:
+        what = f"has something behind its {name} data that is no {name}"
+        raise BadFile(what, "it is damaged, or files were joined that are none: download or write it again") from error
     except EOFError as error:
         raise BadFile(f"is a {name} file that ends too early: it was cut off", "download or write it again") from error
     except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's, not the format's
             raise
         fix = f"if it is not packed, name it {path.name.removesuffix(packed)}; otherwise write it again"
-        raise BadFile(f"is not a whole {name} file ({str(error).rstrip('.')})", fix) from error
+        said = str(error).rpartition("while decompressing data: ")[2].rstrip(".")
+        raise BadFile(f"is not a whole {name} file ({said})", fix) from error
+
+
+def _refuse_other_packing(path: Path, file: IO[bytes], packed: str) -> None:
+    """Raises BadFile for a file that is packed in another way than its name says."""
+    head = file.peek(8)[:8]  # type: ignore[attr-defined]  # a BufferedReader
+    for start, what, fix in MAGIC:
+        if head.startswith(start) and what.startswith("packed") and packed not in fix:
+            right = next(ending for ending in PACKED if ending in fix)
+            raise BadFile(f"is {what}", f"name it {path.name.removesuffix(path.suffix)}{right}")
 
 
 class _Unpacked(io.RawIOBase):

@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from topcoat.data.encodings import refuse_other_encodings
-from topcoat.data.lines import MOST_LINES, MOST_ROW_BYTES, BadFile, BadLine, Blanks, Item, names, shown, too_long
+from topcoat.data.lines import (
+    MOST_LINES,
+    MOST_ROW_BYTES,
+    BadFile,
+    BadLine,
+    Blanks,
+    Item,
+    names,
+    repeated,
+    shown,
+    too_long,
+)
 
 BATCH_ROWS = 256
 MOST_PACKED_PARQUET = 2**30  # Parquet is read from its end, so a packed one is unpacked whole
@@ -116,9 +127,9 @@ class _Lines:
 
 
 def _check_header(header: list[str], separator: str) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise BadFile(f"names the column {shown(twice[0])!r} twice in its header", "name each column once")
+    twice = repeated(header)
+    if twice is not None:
+        raise BadFile(f"names the column {shown(twice)!r} twice in its header", "name each column once")
     if header[0].lstrip().startswith(("{", "[{")):
         raise BadFile("holds JSON, not a table", "name it .jsonl, or .json if it is one array")
     if header[0].lower().startswith("sep="):
@@ -146,17 +157,35 @@ def read_parquet(stream: io.BufferedReader, notes: list[str]) -> Iterator[Item]:
     number = 0
     try:
         file = pq.ParquetFile(source)
-        columns = file.schema_arrow.names
-        twice = sorted({name for name in columns if columns.count(name) > 1})
-        if twice:
-            raise BadFile(f"names the column {shown(twice[0])!r} twice", "name each column once")
+        twice = repeated(file.schema_arrow.names)
+        if twice is not None:
+            raise BadFile(f"names the column {shown(twice)!r} twice", "name each column once")
         for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
-            for row in batch.to_pylist():
+            for row in _rows_of(batch, number):
                 number += 1
                 yield number, row
     except (pa.ArrowException, OSError) as error:
         first = str(error).strip().split("\n")[0].rstrip(".")
         behind = f" behind row {number:,}" if number else ""
         raise BadFile(f"is not a whole Parquet file{behind}: {first}", "download or write it again") from error
-    except (ValueError, OverflowError) as error:  # such as a time stamp finer or later than Python's
-        raise BadFile(f"holds a value Python cannot hold: {error}", "drop that column, or round it") from error
+
+
+def _rows_of(batch: Any, before: int) -> list[dict[str, Any]]:
+    """The rows of a batch that stands behind `before` others.
+
+    Raises:
+        BadFile: a value Python cannot hold, such as a time stamp finer or later than its own, or text that is no UTF-8.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError, LookupError) as error:  # pyarrow's own errors are among them
+        for at in range(batch.num_rows):  # the first that fails alone is the one
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    column[at].as_py()
+                except (ValueError, OverflowError, LookupError) as problem:
+                    said = str(problem).strip().split("\n")[0].split(". ")[0].rstrip(".")
+                    what = f"row {before + at + 1:,}: {shown(name)!r} holds a value Python cannot hold: {said}"
+                    raise BadFile(what, "drop that column, or write it as text") from problem
+        raise BadFile(f"holds a value Python cannot hold behind row {before:,}: {error}", "") from error
