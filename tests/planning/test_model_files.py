@@ -102,5 +102,7 @@ def test_rows_and_tokens_of_a_file_are_told_from_its_beginning(tmp_path):
     assert data_size([str(file), str(tmp_path / "absent.jsonl")]) is None
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     assert data_size([str(tmp_path / "rows.csv")]) is None
+    (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)) * 20)
+    assert data_size([str(tmp_path / "binary.jsonl")]) is None
     (tmp_path / "empty.jsonl").write_text("\n")
     assert data_size([str(tmp_path / "empty.jsonl")]) is None

@@ -46,6 +46,8 @@ def data_size(files: list[str]) -> DataSize | None:
         size = path.stat().st_size
         with open(path, "rb") as file:
             sample = file.read(SAMPLE_BYTES)
+        if b"\0" in sample:  # no text in UTF-8: what its lines hold is not known
+            return None
         lines = [line for line in sample.split(b"\n") if line.strip()]
         if len(sample) < size and len(lines) > 1:
             lines.pop()  # cut short

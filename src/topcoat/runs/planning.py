@@ -254,6 +254,10 @@ def _dtype(asked: str, device: Device) -> str:
 
 def _max_length(data: DataSettings, size: DataSize | None, context: int) -> int:
     if data.max_length != "auto":
+        if data.max_length > context:
+            from topcoat.data.overlong import choose_max_length  # raises, in a run's own words
+
+            choose_max_length(data.max_length, context, context)
         return data.max_length
     return min(context, ASSUMED_LENGTH if size is None else size.longest_tokens)
 
