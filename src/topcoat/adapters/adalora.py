@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from topcoat.adapters.base import Adapter
+from topcoat.adapters.lora import check_ranks
 from topcoat.adapters.settings import AdaloraConfig, TargetedConfig
 from topcoat.adapters.start import Start
 from topcoat.errors import TopcoatError
@@ -159,15 +160,7 @@ def _check(linears: Mapping[str, FrozenLinear], config: AdaloraConfig) -> None:
             where="adapter.rank_pattern",
             fix="leave it out; init_r and target_r say how many there are at the start and at the end",
         )
-    for path, linear in linears.items():
-        most = min(linear.in_features, linear.out_features)
-        if config.init_r > most:
-            raise TopcoatError(
-                f"init_r {config.init_r} is above the rank of {path}, which is ({linear.out_features}, "
-                f"{linear.in_features}): no change of it has a rank over {most}",
-                where="adapter.init_r",
-                fix=f"write init_r: {most} or less, and target_r below it",
-            )
+    check_ranks(linears, config)
 
 
 def _check_pattern(linears: Mapping[str, FrozenLinear], config: AdaloraConfig) -> None:

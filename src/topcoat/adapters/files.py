@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from topcoat.adapters.attach import Adapters, place
+from topcoat.adapters.limits import GROUP
 from topcoat.adapters.loftq import require_same_formats
 from topcoat.adapters.peft_config import CONFIG, peft_config, read_peft_config
-from topcoat.adapters.qalora import GROUP, from_peft, narrowed
+from topcoat.adapters.qalora import from_peft, narrowed
 from topcoat.adapters.settings import LoraConfig, PromptConfig, QaloraConfig, TargetedConfig
 from topcoat.adapters.virtual_tokens import NAME as VIRTUAL_TOKENS
 from topcoat.errors import Problem, Refused, TopcoatError

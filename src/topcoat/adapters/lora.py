@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from topcoat.adapters.base import Adapter
 from topcoat.adapters.eva import share_out, spectra
 from topcoat.adapters.factors import RANDOM, from_weight
+from topcoat.adapters.limits import rank_problem
 from topcoat.adapters.loftq import loftq, require_rounded
 from topcoat.adapters.patterns import check_patterns
 from topcoat.adapters.settings import LoraConfig, TargetedConfig
@@ -59,7 +60,7 @@ class Lora(Adapter):
         check_patterns("alpha_pattern", config.alpha_pattern, linears)
         configs = {path: config.at(path) for path in linears}
         if start is not None:
-            check_ranks(linears, {path: own.r for path, own in configs.items()}, config.r)
+            check_ranks(linears, config)
             check_start(linears, config, start)
         layers: dict[str, Adapter] = {}
         first = _directions(linears, config, start) if start is not None and config.init_lora_weights == "eva" else {}
@@ -196,18 +197,12 @@ def check_start(linears: Mapping[str, FrozenLinear], config: LoraConfig, start: 
             )
 
 
-def check_ranks(linears: Mapping[str, FrozenLinear], ranks: Mapping[str, int], usual: int) -> None:
+def check_ranks(linears: Mapping[str, FrozenLinear], config: TargetedConfig) -> None:
     """Raises TopcoatError where a rank is above what a change of that matrix can have."""
     for path, linear in linears.items():
-        most = min(linear.in_features, linear.out_features)
-        if ranks[path] > most:
-            name = path.rsplit(".", 1)[-1]
-            raise TopcoatError(
-                f"rank {ranks[path]} is above {path}'s, which is ({linear.out_features}, {linear.in_features}): "
-                f"no change of it has a rank over {most}",
-                where="adapter.r" if ranks[path] == usual else "adapter.rank_pattern",
-                fix=f"write a smaller r, or rank_pattern: {{{name}: {most}}}",
-            )
+        problem = rank_problem(config, path, linear.out_features, linear.in_features)
+        if problem is not None:
+            raise TopcoatError.gather([problem])
 
 
 def lora_scale(config: LoraConfig) -> float:

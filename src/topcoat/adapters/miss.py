@@ -37,7 +37,7 @@ class Miss(Adapter):
     ) -> dict[str, Adapter]:
         assert isinstance(config, MissConfig)
         if start is not None:
-            check_ranks(linears, dict.fromkeys(linears, config.r), config.r)
+            check_ranks(linears, config)
         return {path: cls(linear, config) for path, linear in linears.items()}
 
     @torch.no_grad()

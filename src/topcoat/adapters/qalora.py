@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from topcoat.adapters.base import Adapter
 from topcoat.adapters.factors import RANDOM
+from topcoat.adapters.limits import GROUP, group_problem
 from topcoat.adapters.lora import Lora
 from topcoat.adapters.settings import LoraConfig, QaloraConfig, TargetedConfig
 from topcoat.adapters.start import Start
@@ -31,8 +32,6 @@ from topcoat.errors import Problem, Refused, TopcoatError
 from topcoat.kernels.projection import LowRank
 from topcoat.quant.linear import FrozenLinear
 
-GROUP = "qalora_group_size"
-"""The setting's name, which is also its key in files."""
 _LOW_BLOCKS = {3: 32, 7: 32}  # ggml's numbers of Q4_1 and Q5_1 -> weights that share a scale and a lowest value
 _A = ".lora_A.weight"
 
@@ -64,8 +63,6 @@ class Qalora(Lora):
     ) -> dict[str, Adapter]:
         assert isinstance(config, QaloraConfig)
         require_groups(linears, config.qalora_group_size)
-        if start is not None:
-            _check_ranks(linears, config)
         return super().build(linears, config, start)
 
     @torch.no_grad()
@@ -141,32 +138,12 @@ def require_groups(linears: Mapping[str, FrozenLinear], group: int) -> None:
     problems: dict[Problem, list[str]] = {}
     for path, linear in linears.items():
         own = group_size(linear)
-        if own is None:
-            what = (
-                f"method: qalora needs integer weights with a lowest value, and they are {linear.weight_state.format}"
-            )
-            fix = "write model.quantization: {format: int4}, or leave these linears out by adapter.exclude_modules"
-            problems.setdefault(Problem(what, "model.quantization.format", fix), []).append(path)
-        elif group % own or linear.in_features % group:
-            what = f"{GROUP} is {group}, and these rows of {linear.in_features} weights have groups of {own}"
-            fix = f"write adapter.{GROUP}: {own}, the group_size of model.quantization"
-            problems.setdefault(Problem(what, f"adapter.{GROUP}", fix), []).append(path)
+        problem = group_problem(group, own, linear.weight_state.format, linear.in_features)
+        if problem is not None:
+            problems.setdefault(problem, []).append(path)
     if problems:
         said = [Problem(f"{p.what}: {_some(paths)}", p.where, p.fix) for p, paths in problems.items()]
         raise TopcoatError.gather(said)
-
-
-def _check_ranks(linears: Mapping[str, FrozenLinear], config: QaloraConfig) -> None:
-    """Raises TopcoatError where a rank is above the number of groups in a row."""
-    for path, linear in linears.items():
-        r, most = config.at(path).r, min(linear.out_features, linear.in_features // config.qalora_group_size)
-        if r > most:
-            raise TopcoatError(
-                f"rank {r} is above {path}'s, which has {most} groups of {config.qalora_group_size} in a row: "
-                f"no change of it has a rank over {most}",
-                where="adapter.r",
-                fix=f"write r: {most} or less, or smaller groups in model.quantization and adapter.{GROUP}",
-            )
 
 
 def _some(paths: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from topcoat.adapters.limits import frozen_problem, tied_problem
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.errors import TopcoatError
 from topcoat.quant.frozen import Frozen
@@ -50,14 +51,7 @@ def modules_to_save(model: nn.Module, names: list[str], targets: list[str]) -> l
 
 def frozen_outside(setting: str, trained: str, path: str, module: Frozen) -> TopcoatError:
     """What to say where `setting` trains a head or an embedding that the quantization has stored and frozen."""
-    name = path.rsplit(".", 1)[-1]
-    return TopcoatError(
-        f"{setting} trains {trained}, and {path} is stored as {module.weight_state.format} by model.quantization, "
-        "which never trains",
-        where=setting,
-        fix=f"take {name} out of model.quantization.overrides; where the checkpoint itself stores it so, name a format "
-        f"such as nf4 in place of stored, which reads it as plain numbers; or leave {setting.rsplit('.', 1)[-1]} out",
-    )
+    return TopcoatError.gather([frozen_problem(setting, trained, path, module.weight_state.format)])
 
 
 def _refuse_tied(model: nn.Module, paths: list[str]) -> None:
@@ -72,9 +66,4 @@ def _refuse_tied(model: nn.Module, paths: list[str]) -> None:
         for parameter in modules[path].parameters():
             owners = by_weight[id(parameter)]
             if len(owners) > 1:
-                raise TopcoatError(
-                    f"{path} shares its weight with {', '.join(p for p in owners if p != path)}; training a copy of it "
-                    "would separate them, and the saved model would say they are one",
-                    where="adapter.modules_to_save",
-                    fix="leave tied modules out of modules_to_save; the linears in the blocks can learn the task",
-                )
+                raise TopcoatError.gather([tied_problem(path, [p for p in owners if p != path])])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from topcoat.adapters.limits import tokens_problem, twice_problem
 from topcoat.adapters.saved_modules import frozen_outside
 from topcoat.errors import TopcoatError
 from topcoat.quant.embedding import FrozenEmbedding
@@ -101,18 +102,8 @@ def find_embedding(model: nn.Module, ids: Sequence[int], saved: Sequence[str]) -
         raise TopcoatError(
             f"{where} needs an input embedding, and this model names none", where, "leave trainable_token_indices out"
         )
-    wrong = [token for token in ids if token >= embedding.num_embeddings]
-    if wrong:
-        raise TopcoatError(
-            f"{where} has {wrong[0]}, and the embedding ends at {embedding.num_embeddings - 1}",
-            where,
-            "name ids that the tokenizer has",
-        )
-    if len(set(ids)) < len(ids):
-        raise TopcoatError(f"{where} names a token twice", where, "name each id once")
-    if path in saved:
-        raise TopcoatError(
-            f"{path} is trained whole by adapter.modules_to_save, its rows with it", where, "keep one of the two"
-        )
+    problem = tokens_problem(ids, embedding.num_embeddings) or (twice_problem(path) if path in saved else None)
+    if problem is not None:
+        raise TopcoatError.gather([problem])
     tied = [p for p, m in modules.items() if p != path and getattr(m, "weight", None) is embedding.weight]
     return path, tied[0] if tied else None

@@ -26,7 +26,7 @@ from topcoat.quant.dense import DTYPES
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.formats import make_format
 from topcoat.quant.linear import FrozenLinear
-from topcoat.quant.overrides import formats_by_path, override_of
+from topcoat.quant.overrides import formats_by_path, override_of, require_one_way
 from topcoat.quant.settings import QuantConfig, StoredConfig, storage
 
 # Caches and masks that old files carry and current models compute: never weights.
@@ -118,13 +118,8 @@ def named_outside(
     kept = {name for place in places if isinstance(place.stored, JoinedTensor) for name in place.names}
     own = {path: config if isinstance(config, StoredConfig) and f"{path}.weight" in kept else None for path in paths}
     asked = {path: override_of(config, path) or own[path] for path in paths}
-    if len(paths) == 2 and modules[paths[0]].weight is modules[paths[1]].weight and asked[paths[0]] != asked[paths[1]]:
-        raise TopcoatError(
-            f"{' and '.join(paths)} are one weight in this model (tie_word_embeddings), and the overrides store them "
-            "in two ways",
-            where="model.quantization.overrides",
-            fix=f"name both with one format, or neither: {paths[0].rsplit('.')[-1]} and {paths[1].rsplit('.')[-1]}",
-        )
+    if len(paths) == 2 and modules[paths[0]].weight is modules[paths[1]].weight:
+        require_one_way(paths, list(asked.values()))
     found: dict[str, nn.Linear | nn.Embedding] = {}
     for path, module in modules.items():
         if asked[path] is None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CODES = {2: 4, 3: 8, 4: 2, 8: 1}
-"""Bits -> codes that fill whole bytes together."""
+from topcoat.quant.rows import CODES
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

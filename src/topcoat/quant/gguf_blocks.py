@@ -15,6 +15,7 @@ from torch import Tensor
 from topcoat.errors import TopcoatError
 from topcoat.kernels.gguf_dequant import BLOCK_TYPES, BlockType, blocks_are_finite, dequantize_blocks
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
+from topcoat.quant.rows import require_row, row_problem
 from topcoat.quant.settings import GgufConfig
 from topcoat.quant.sizes import weight_bytes
 
@@ -30,15 +31,7 @@ class GgufBlocks(QuantFormat):
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         """Raises TopcoatError if rows are not whole blocks."""
-        if self.config.type == "stored":
-            return
-        width = BLOCK_TYPES[self.config.type].weights
-        if in_features % width:
-            raise TopcoatError(
-                f"{self.config.type} has blocks of {width} weights, which do not divide rows of {in_features}",
-                where="model.quantization.type",
-                fix="use nf4 or int8 for them, by model.quantization.overrides",
-            )
+        require_row(row_problem(self.config, in_features))
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight (O, I) of any float dtype -> the blocks that llama.cpp would write."""

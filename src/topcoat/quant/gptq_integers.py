@@ -22,8 +22,9 @@ from torch import Tensor
 
 from topcoat.errors import TopcoatError
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
-from topcoat.quant.bits import CODES, pack_bits, unpack_bits
+from topcoat.quant.bits import pack_bits, unpack_bits
 from topcoat.quant.fits import nearest, require_no_rows
+from topcoat.quant.rows import codes_problem, require_row, row_problem
 from topcoat.quant.settings import GptqConfig
 from topcoat.quant.sizes import weight_bytes
 
@@ -51,25 +52,7 @@ class GptqIntegers(QuantFormat):
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         """Raises TopcoatError if groups of this size would cross rows, or codes would not fill whole bytes."""
-        size = self.group_size(in_features)
-        if in_features % size:
-            fitting = [size for size in (16, 32, 64, 128, 256, 512, 1024) if in_features % size == 0]
-            names = " or ".join(map(str, [*fitting, -1]))
-            raise TopcoatError(
-                f"group_size {size} does not divide rows of {in_features} weights",
-                where="model.quantization.group_size",
-                fix=f"use a group_size of {names}",
-            )
-        self._check_codes(in_features)
-
-    def _check_codes(self, in_features: int) -> None:
-        """Raises TopcoatError if codes would not fill whole bytes."""
-        if in_features % CODES[self.bits]:
-            raise TopcoatError(
-                f"rows of {in_features} codes of {self.bits} bits do not fill whole bytes",
-                where="model.quantization.bits",
-                fix="use 8 bits for them, by model.quantization.overrides",
-            )
+        require_row(row_problem(self.config, in_features))
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight (O, I) of any float dtype -> codes, scales and zeros, rounded to the nearest level."""
@@ -93,7 +76,7 @@ class GptqIntegers(QuantFormat):
 
     def example(self, in_features: int) -> QuantizedWeight:
         """One row, whose last group may be short as files have it."""
-        self._check_codes(in_features)
+        require_row(codes_problem(self.bits, in_features))
         groups = -(-in_features // self.group_size(in_features))
         codes = torch.zeros(1, in_features * self.bits // 8, dtype=torch.uint8)
         zero = torch.zeros(1, groups, dtype=torch.uint8)

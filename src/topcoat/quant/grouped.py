@@ -17,6 +17,7 @@ from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, requi
 from topcoat.quant.bits import pack_bits, unpack_bits
 from topcoat.quant.dense import DTYPES
 from topcoat.quant.fits import FITS, nearest, require_no_rows
+from topcoat.quant.rows import require_row, row_problem
 from topcoat.quant.settings import IntConfig
 from topcoat.quant.sizes import weight_bytes
 
@@ -36,13 +37,7 @@ class Grouped(QuantFormat):
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         """Raises TopcoatError if groups of this size would cross rows."""
-        if in_features % self.config.group_size:
-            fitting = [size for size in (16, 32, 64, 128, 256) if in_features % size == 0]
-            raise TopcoatError(
-                f"group_size {self.config.group_size} does not divide rows of {in_features} weights",
-                where="model.quantization.group_size",
-                fix=f"use a group_size of {' or '.join(map(str, fitting))}" if fitting else "use nf4 or int8 for them",
-            )
+        require_row(row_problem(self.config, in_features))
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight (O, I) of any float dtype -> codes, scales and lows, rounded to the nearest level."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from topcoat.errors import TopcoatError
@@ -24,6 +24,17 @@ def names(pattern: str, path: str) -> bool:
 def override_of(config: QuantConfig, path: str) -> QuantConfig | None:
     """The settings of the first override that `names` the head or the embedding at `path`."""
     return next((read_config(value) for p, value in config.overrides.items() if names(p, path)), None)
+
+
+def require_one_way(paths: Sequence[str], asked: Sequence[QuantConfig | None]) -> None:
+    """Raises TopcoatError where `paths` are one weight and `asked` would store it in two ways."""
+    if any(one != asked[0] for one in asked):
+        raise TopcoatError(
+            f"{' and '.join(paths)} are one weight in this model (tie_word_embeddings), and the overrides store them "
+            "in two ways",
+            where="model.quantization.overrides",
+            fix=f"name both with one format, or neither: {' and '.join(path.rsplit('.')[-1] for path in paths)}",
+        )
 
 
 def formats_by_path(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from topcoat.adapters.limits import carry_problem
 from topcoat.errors import Problem
 from topcoat.recipe.named_files import looks_local
 from topcoat.recipe.written import EXCLUSIVE, Written, show
@@ -41,33 +42,17 @@ def of_another_objective(objective: str) -> list[tuple[str, object, str, str]]:
     ]
 
 
-PLAIN = (None, "bf16", "fp16", "fp32")
-INTEGERS = ("int2", "int3", "int4", "gguf")
-OPEN = ("stored", "plugin")
-"""Formats of which only the files tell what they hold."""
-
-
 def _starts_and_formats(value: Callable[[str], object]) -> list[tuple[str, str, str]]:
     """(setting, what is wrong with it, fix) of methods and starts that no linear of the frozen weights can carry.
 
     Overrides may make an exception of some linears, and then the weights decide when they are there.
     """
-    format, start = value("model.quantization.format"), value("adapter.init_lora_weights")
-    if format in OPEN or value("model.quantization.overrides"):
+    if value("model.quantization.overrides"):
         return []
+    format, start = value("model.quantization.format"), value("adapter.init_lora_weights")
     named = f"model.quantization.format is {format}" if format else "model.quantization is not written"
-    found = []
-    if value("adapter.method") == "qalora" and format not in INTEGERS:
-        what = f"is qalora, and {named}: it needs integer weights that have a lowest value"
-        found.append(("adapter.method", what, "write model.quantization: {format: int4}"))
-    if start == "loftq" and format in PLAIN:
-        what = f"is loftq, and {named}: it repairs what rounding lost, and nothing is rounded"
-        found.append(("adapter.init_lora_weights", what, "write model.quantization: {format: nf4}, or leave this out"))
-    if isinstance(start, str) and start.startswith(("pissa", "olora")) and format not in PLAIN:
-        what = f"is {start}, and {named}: it takes its start from the base's own numbers, and these are rounded"
-        fix = "write loftq, which starts from what rounding lost; or take model.quantization out"
-        found.append(("adapter.init_lora_weights", what, fix))
-    return found
+    found = carry_problem(str(value("adapter.method")), start, format, named)
+    return [] if found is None else [found]
 
 
 def find_contradictions(written: Written) -> None:
