@@ -229,9 +229,9 @@ def builds(monkeypatch) -> list[str]:
     built = []
     once = prepare._build
 
-    def build(path, *arguments):
-        built.append(Path(path).name)
-        return once(path, *arguments)
+    def build(source, *arguments):
+        built.append(Path(source.path).name)
+        return once(source, *arguments)
 
     monkeypatch.setattr(prepare, "_build", build)
     return built

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_here import ISAS
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from topcoat.data import word_memory, words
 from topcoat.data.word_native import NativeRules
-from topcoat.data.word_rules import CL100K, GPT2, byte_characters, rules_of
+from topcoat.data.word_rules import (
+    CL100K,
+    DIGIT,
+    GPT2,
+    LETTER,
+    SIGN,
+    WHITE,
+    byte_characters,
+    kinds_of_characters,
+    rules_of,
+)
 from topcoat.data.words import NotSeparable, Words, words_of
 from topcoat.kernels.native.library import threadless_library
 
@@ -24,6 +36,30 @@ ASCII = st.lists(
     | st.just(" "),
     max_size=30,
 ).map("".join)
+WIDE = (
+    "Ünï",
+    "٣",
+    "½",
+    "“",
+    "”",
+    "…",
+    "—",
+    "\u3000",
+    "\u2028",
+    "\u00a0",
+    "한글",
+    "'ſ",
+    "e\u0301",
+    "\u1100\u1161",
+    "ﬆ",
+    "々",
+)
+MIXED = st.lists(
+    st.sampled_from([*WIDE, *words.PIECES, " ", " "])
+    | st.text(st.characters(max_codepoint=0x24F), max_size=4)
+    | st.text(max_size=2),
+    max_size=24,
+).map(lambda parts: "".join(parts).encode("utf-8", "replace").decode())
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -107,7 +143,7 @@ def test_words_of_ascii_are_merged_as_the_tokenizer_does(tokenizer, name, whole)
     asked = []
     merging._memory._spell = lambda words: asked.append(words) or merging._spelled(words)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(texts=st.lists(ASCII | st.just("user Word" + "x" * 40), min_size=1, max_size=4))
     def same(texts):
         assert merging.encode(texts) == expected(changed, texts)
@@ -115,6 +151,38 @@ def test_words_of_ascii_are_merged_as_the_tokenizer_does(tokenizer, name, whole)
     same()
     assert asked == []
     assert words_of(changed)._rules is not None
+
+
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize("name", CUTS)
+@needs_library
+def test_words_of_any_letters_are_merged_as_the_tokenizer_does(tokenizer, name, composed):
+    changed = cutting(tokenizer, name)
+    changed.normalizer = normalizers.NFC() if composed else None
+    merging = native_words(changed, by_rules=True)
+
+    @settings(max_examples=100, deadline=None)
+    @given(texts=st.lists(MIXED, min_size=1, max_size=4))
+    def same(texts):
+        with suppress(*[NotSeparable] * composed):  # a composed character is said to end before its accent
+            assert merging.encode(texts) == expected(changed, texts)
+
+    same()
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_kinds_of_characters_are_those_of_the_librarys_expressions(composed):
+    """Taking out what an expression finds leaves the characters of all other kinds."""
+    pieces = {LETTER: r"\p{L}", DIGIT: r"\p{N}", WHITE: r"\s", SIGN: r"[^\s\p{L}\p{N}]"}
+    kinds = kinds_of_characters(composed)
+    sure = "".join(chr(code) for code in np.flatnonzero(kinds))
+    assert len(sure) > 40_000
+    for kind, expression in pieces.items():
+        others = pre_tokenizers.Split(Regex(expression), "removed").pre_tokenize_str(sure)
+        left = [character for character in sure if kinds[ord(character)] != kind]
+        assert "".join(piece for piece, _ in others) == "".join(left)
+    if composed:
+        assert all(unicodedata.is_normalized("NFC", character) for character in sure)
 
 
 @needs_library
@@ -204,7 +272,7 @@ def test_words_that_could_not_be_learnt_are_not_remembered(tokenizer, make, monk
     def failing(self, texts):
         raise NotSeparable(texts[0])
 
-    text = ["été naïve"]
+    text = ["été \ue000 naïve"]
     monkeypatch.setattr(Words, "_encoded", failing)
     with pytest.raises(NotSeparable):
         remembering.encode(text)

@@ -11,10 +11,22 @@ from feed_rows import rows, said
 
 from topcoat.data import prepare, workers
 from topcoat.data.load import load_data
+from topcoat.data.plain_file import PlainFile
+from topcoat.data.plain_lines import Unplain
 from topcoat.data.sandbox import TemplateStopped
 from topcoat.data.settings import DataSettings
 from topcoat.data.words import NotSeparable, Words
 from topcoat.errors import TopcoatError
+
+
+@pytest.fixture(autouse=True)
+def long_way(monkeypatch):
+    """What these tests are about: every file goes to the workers."""
+
+    def refuse(self, *arguments):
+        raise Unplain
+
+    monkeypatch.setattr(PlainFile, "encode", refuse)
 
 
 def test_the_number_of_workers_changes_nothing(load, write, monkeypatch):

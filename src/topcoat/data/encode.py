@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from topcoat.data.child import BETWEEN, Answer, Progress
 from topcoat.data.columns import Columns
 from topcoat.data.conversation import BadRow, Conversation
+from topcoat.data.labelled import Straightened
 from topcoat.data.mask import IGNORE_INDEX
 from topcoat.data.render import Encoded, Example, Renderer
 from topcoat.data.row_formats import to_conversations
 from topcoat.data.rows import Row
 from topcoat.data.sandbox import TemplateStopped
 from topcoat.data.store import EMPTY_ANSWER, RESHAPED, ROW, SPECIAL_TEXT, STOPS
-from topcoat.data.straight import Straightened, straight_of
+from topcoat.data.straight import straight_of
 from topcoat.data.words import NotSeparable, Words, words_of
 from topcoat.errors import TopcoatError
 from topcoat.json_files import to_json
@@ -101,10 +102,11 @@ class Encoder:
             row = id(kept[number])
             flags[number] = SPECIAL_TEXT * (row in guarded) | RESHAPED * (row in reshaped)
             flags[number] |= EMPTY_ANSWER * _has_empty_answer(conversations[number])
-        tokens = _Tokens.of(straight, rest, encoded.examples)
+        tokens = Tokens.of(straight, rest, encoded.examples)
         asked = _asked(straight, rest, encoded.examples, conversations) if texts else [b""] * len(kept)
         lines = [row.line for row in kept]
-        arrays, sizes = _arrays(tokens, lines, conversations, flags, self._stops, asked)
+        contents = np.array([content_digest(conversation) for conversation in conversations], np.uint64)
+        arrays, sizes = arrays_of(tokens, lines, (contents, tokens.digests()), flags, self._stops, asked)
         return Answer({**values, **sizes}, arrays)
 
     def _mapped(
@@ -189,7 +191,7 @@ def content_digest(conversation: Conversation) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tokens:
+class Tokens:
     """Tokens of N rows, side by side: lengths (N,), ids (T,), which are labels (T,), and where last answers begin (N,),
     -1 where there is none."""
 
@@ -199,7 +201,7 @@ class _Tokens:
     answer_starts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, straight: Straightened | None, rest: Sequence[int], examples: Sequence[Example]) -> _Tokens:
+    def of(cls, straight: Straightened | None, rest: Sequence[int], examples: Sequence[Example]) -> Tokens:
         """Of the rows that went straight, and of the rest, whose numbers are `rest`."""
         if straight and not rest:
             return cls(np.diff(straight.borders), straight.ids, straight.trained, straight.answer_starts)
@@ -219,6 +221,16 @@ class _Tokens:
         trained = np.concatenate([np.zeros(0, np.bool_), *(trained for _, trained in pieces)])
         return cls(lengths, ids, trained, starts)
 
+    @property
+    def borders(self) -> NDArray[np.int64]:
+        """First token of each row, with T behind them."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def digests(self) -> NDArray[np.uint64]:
+        """64 bits of each row's ids."""
+        view = memoryview(self.ids.tobytes())
+        return np.array([_digest(view[4 * a : 4 * b]) for a, b in pairwise(self.borders.tolist())], np.uint64)
+
 
 def _asked(
     straight: Straightened | None,
@@ -237,25 +249,25 @@ def _asked(
     return found
 
 
-def _arrays(
-    tokens: _Tokens,
-    lines: Sequence[int],
-    conversations: Sequence[Conversation],
+def arrays_of(
+    tokens: Tokens,
+    lines: Sequence[int] | NDArray[np.int64],
+    digests: tuple[NDArray[np.uint64], NDArray[np.uint64]],
     flags: NDArray[np.uint32],
     stops: NDArray[np.int32],
     texts: Sequence[bytes],
 ) -> tuple[list[bytes], dict[str, int]]:
-    """Rows (ROW), ids, which of them are labels, and texts, as bytes; and how many of each."""
+    """Rows (ROW), ids, which of them are labels, and texts, as bytes; and how many of each.
+
+    `digests` are those of what each row says, and of its ids.
+    """
     ids, trained = tokens.ids, tokens.trained
-    borders = np.concatenate([[0], np.cumsum(tokens.lengths)])
+    borders = tokens.borders
     starts, ends = borders[:-1], borders[1:]
     rows = np.zeros(len(lines), ROW)
     rows["line"], rows["length"], rows["start"] = lines, tokens.lengths, starts
     rows["answer_start"] = tokens.answer_starts
-    rows["content"] = [content_digest(conversation) for conversation in conversations]
-    data = ids.tobytes()
-    view = memoryview(data)
-    rows["tokens"] = [_digest(view[4 * a : 4 * b]) for a, b in pairwise(borders.tolist())]
+    rows["content"], rows["tokens"] = digests
     targets = np.concatenate([[0], np.cumsum(trained)])
     has_tokens = tokens.lengths > 0
     firsts = starts[has_tokens]
@@ -268,7 +280,7 @@ def _arrays(
     rows["text"] = np.cumsum(rows["text_size"], dtype=np.int64) - rows["text_size"]
     joined = b"".join(texts)
     sizes = {"rows": rows.nbytes, "ids": ids.nbytes, "trained": trained.nbytes, "texts": len(joined)}
-    return [rows.tobytes(), data, trained.tobytes(), joined], sizes
+    return [rows.tobytes(), ids.tobytes(), trained.tobytes(), joined], sizes
 
 
 def _is_one_of(ids: NDArray[np.int32], few: NDArray[np.int32]) -> NDArray[np.bool_]:

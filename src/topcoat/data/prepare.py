@@ -12,16 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 from transformers import PreTrainedTokenizerBase
 
@@ -29,10 +28,12 @@ from topcoat.data.cache import Cache
 from topcoat.data.columns import Columns
 from topcoat.data.lines import names
 from topcoat.data.opening import Reached
+from topcoat.data.plain_file import PlainFile, arrays_in
+from topcoat.data.plain_lines import Unplain
 from topcoat.data.progress import Bar, late_bar
 from topcoat.data.render import Renderer
 from topcoat.data.rows import BadRows, iter_rows, place
-from topcoat.data.store import ROW, VERSION, Store, StoreWriter
+from topcoat.data.store import VERSION, Store, StoreWriter
 from topcoat.data.words import NotSeparable
 from topcoat.data.workers import BATCH_CHARACTERS, BATCH_ROWS, Encoded, FormatUnknown, Workers
 from topcoat.errors import TopcoatError
@@ -105,14 +106,7 @@ def prepare(path: str, preparation: Preparation, *, texts: bool, cache: Cache, b
     kind = "".join(Path(path).suffixes[-2:]).lower()
 
     def build(folder: Path) -> None:
-        for arguments in (preparation.arguments, {**preparation.arguments, "by_words": False}):
-            with suppress(NotSeparable):
-                try:
-                    _build(path, (first.line, first.values), preparation.columns, arguments, folder, texts, bar)
-                except FormatUnknown:  # perhaps for a column that is named wrongly
-                    preparation.columns.require({str(name) for row in iter_rows(path) for name in row.values}, path)
-                    raise
-                break
+        _build(_Source(path, (first.line, first.values), preparation, texts), folder, bar)
         if _stamp(path) != before:
             what = f"{Path(path).name} was changed while it was read"
             raise TopcoatError(what, path, "wait until it is written, then start again")
@@ -137,24 +131,73 @@ def _content(path: str, bar: Bar | None) -> str:
     return digest.hexdigest()
 
 
-def _build(
-    path: str,
-    first: tuple[int, dict[str, Any]],
-    columns: Columns,
-    arguments: dict[str, Any],
-    folder: Path,
-    texts: bool,
-    bar: Bar | None,
-) -> None:
-    """Write the store of a file into `folder`."""
+First = tuple[int, dict[str, Any]]
+"""(line, values) of a file's first row."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that is being read: what is known of it, what it brings up, and how far it was read."""
+
+    path: str
+    first: First
+    preparation: Preparation
+    texts: bool
+    notes: list[str] = field(default_factory=list)
+    reached: Reached = field(default_factory=Reached)
+
+
+def _short(source: _Source) -> Generator[Encoded]:
+    """The file's rows in the short way. Raises Unplain where it must be read in another."""
+    its = source.preparation
+    file = PlainFile(source.path, its.renderer, its.form, its.columns, its.loss_on, source.texts)
+    with Workers({**its.arguments, "by_words": False}) as workers:  # of the few rows that are not plain
+        yield from file.encode(source.first, workers, source.reached)
+
+
+def _by_words(source: _Source) -> Generator[Encoded]:
+    """The file's rows by worker processes. Raises NotSeparable where texts must be encoded whole."""
+    return _by_workers(source, source.preparation.arguments)
+
+
+def _as_they_stand(source: _Source) -> Generator[Encoded]:
+    """The file's rows by worker processes, every text encoded whole."""
+    return _by_workers(source, {**source.preparation.arguments, "by_words": False})
+
+
+def _by_workers(source: _Source, arguments: dict[str, Any]) -> Generator[Encoded]:
+    with Workers(arguments) as workers:
+        batches = _batches(source.path, source.notes, source.reached)
+        yield from workers.encode(batches, source.path, source.first, source.texts)
+
+
+def _build(source: _Source, folder: Path, bar: Bar | None) -> None:
+    """Write the store of a file into `folder`, in the first way that will do."""
+    with suppress(Unplain):
+        _write(source, _short, folder, bar)
+        return
+    for way in (_by_words, _as_they_stand):
+        with suppress(NotSeparable):
+            try:
+                _write(source, way, folder, bar)
+            except FormatUnknown:  # perhaps for a column that is named wrongly
+                present = {str(name) for row in iter_rows(source.path) for name in row.values}
+                source.preparation.columns.require(present, source.path)
+                raise
+            return
+
+
+def _write(source: _Source, way: Callable[[_Source], Generator[Encoded]], folder: Path, bar: Bar | None) -> None:
+    """Write the store of a file into `folder`, read in one way."""
+    source = replace(source, notes=[], reached=Reached())
+    path, notes, reached = source.path, source.notes, source.reached
     writer = StoreWriter(folder)
     bad, form, lost = BadRows(), "", 0
-    reached, total = Reached(), os.path.getsize(path)  # rows of a packed or binary file cannot be counted in advance
+    total = os.path.getsize(path)  # rows of a packed or binary file cannot be counted in advance
     present: set[str] = set()
-    notes: list[str] = []
     doubts: dict[str, tuple[int, int]] = {}  # what is odd -> rows, and the line of the first
-    with Workers(arguments) as workers, late_bar(bar, f"tokenizing {Path(path).name} (MB)") as advance:
-        for encoded in workers.encode(_batches(path, notes, reached), path, first, texts):
+    with late_bar(bar, f"tokenizing {Path(path).name} (MB)") as advance, closing(way(source)) as batches:
+        for encoded in batches:
             form = form or encoded.values["form"]
             present.update(encoded.values["columns"])
             for _, what, fix in encoded.values["bad"]:
@@ -162,31 +205,21 @@ def _build(
                 bad.add(where, said, fix)
             bad.count += encoded.values["bad_count"] - len(encoded.values["bad"])
             if not bad.count:
-                writer.add(*_arrays(encoded))
+                writer.add(*arrays_in(encoded.values, encoded.blob))
                 for doubt, (count, line) in encoded.values["doubts"].items():
                     before, first_line = doubts.get(doubt, (0, line))
                     doubts[doubt] = (before + count, first_line)
             lost += encoded.values["lost_reasoning_tokens"]
             advance(min(reached.bytes, total) // 10**6, total // 10**6)
-    columns.require(present, path)
+    source.preparation.columns.require(present, path)
     bad.raise_if_any()
     for what, (count, line) in doubts.items():
         notes.append(f"warning: {count:,} {'row' if count == 1 else 'rows'}: {what} (first: {place(path, line)})")
-    found = {"form": form, "notes": notes, "columns": [names(first[1])], "lost_reasoning_tokens": lost}
+    found = {"form": form, "notes": notes, "columns": [names(source.first[1])], "lost_reasoning_tokens": lost}
     writer.finish(found)
 
 
-def _arrays(encoded: Encoded) -> tuple[Any, Any, Any, bytes]:
-    found, at = [], 0
-    for name in ("rows", "ids", "trained", "texts"):
-        size = encoded.values[name]
-        found.append(encoded.blob[at : at + size])
-        at += size
-    rows, ids, trained, texts = found
-    return np.frombuffer(rows, ROW), np.frombuffer(ids, np.int32), np.frombuffer(trained, np.bool_), texts
-
-
-def _batches(path: str, notes: list[str], reached: Reached) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+def _batches(path: str, notes: list[str], reached: Reached) -> Generator[list[tuple[int, dict[str, Any]]]]:
     """(line, values) of the rows of a file, some at a time."""
     batch: list[tuple[int, dict[str, Any]]] = []
     size = 0

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from topcoat.data.conversation import BadRow, Conversation
+from topcoat.data.labelled import Group, Labeller, Shape, Straightened
 from topcoat.data.mask import Answer, trained_characters
 from topcoat.data.render import Renderer
 from topcoat.data.template import Message
@@ -28,50 +28,6 @@ SENTINEL = "\U0010fff4"  # a private-use character
 ROLES = {"system", "user", "assistant"}
 VERIFY_EVERY = 256
 
-Places = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Straightened:
-    """The rows that went straight, by their numbers (N,): row n has tokens [borders[n], borders[n + 1]).
-
-    `ids` (T,) and `trained` (T,), which of them are labels; where in each row the last answer begins (N,), and which
-    message that is.
-    """
-
-    rows: list[int]
-    borders: Places
-    ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    answer_starts: Places
-    answer_turns: list[int]
-
-
-@dataclass(slots=True)
-class _Shape:
-    """What the template writes around the contents of one sequence of roles, with places in bytes.
-
-    Content i stands behind literals[i], stripped by strips[i]; behind an answer its stop token begins at stops[i];
-    `spaces` are those at the end of the literal in front of it, which belong to its first word. `edges` are the places
-    in each literal where an added token begins or ends.
-    """
-
-    literals: list[str]
-    strips: list[Callable[[str], str] | None]
-    stops: dict[int, int]
-    spaces: dict[int, int]
-    edges: list[list[int]]
-    sizes: list[int]
-    """Of the literals."""
-    spans: list[tuple[int, int]]
-    """What is trained: from the beginning of one answer to the stop token of another, as their turns."""
-    met: int = 0
-
-    @property
-    def last_turn(self) -> int:
-        """That of the last answer."""
-        return max(self.stops)
-
 
 @dataclass(slots=True)
 class _Text:
@@ -82,27 +38,24 @@ class _Text:
     is_plain: bool
 
 
-@dataclass(slots=True)
-class _Places:
-    """Places in the bytes of all texts: word edges, trained spans, stop tokens, and each text's last answer."""
-
-    edges: list[Places]
-    spans: list[Places]
-    stops: list[Places]
-    lasts: Places
-
-
 class Straight:
-    """Encodes rows by one renderer, `words` of its tokenizer, and what is trained."""
+    """Encodes rows by one renderer, a labeller with the words of its tokenizer, and what is trained."""
 
-    def __init__(self, renderer: Renderer, words: Words, forbidden: frozenset[str], loss_on: str) -> None:
-        self._renderer, self._words, self._loss_on = renderer, words, loss_on
+    def __init__(self, renderer: Renderer, labeller: Labeller, forbidden: frozenset[str], loss_on: str) -> None:
+        self.labeller = labeller
+        self._renderer, self._loss_on = renderer, loss_on
         self._forbidden = forbidden
-        self._shapes: dict[tuple[str, ...], _Shape | None] = {}
-        wary_of = (*renderer.guard.special, *words.added, *forbidden)
-        self._firsts = tuple({text[0] for text in wary_of})
-        self._heads = tuple({text[:2] for text in wary_of})
-        self._stop_ids = np.array(sorted(renderer.stop_ids), np.int32)
+        self._shapes: dict[tuple[str, ...], Shape | None] = {}
+        self.wary_of = tuple(dict.fromkeys((*renderer.guard.special, *labeller.words.added, *forbidden)))
+        """Texts that may not stand in a content, or not without a second look."""
+        self._firsts = tuple({text[0] for text in self.wary_of})
+        self._heads = tuple({text[:2] for text in self.wary_of})
+
+    def another(self) -> Straight:
+        """One that does the same, for another thread; what is known of the template is shared."""
+        made = Straight(self._renderer, self.labeller.another(), self._forbidden, self._loss_on)
+        made._shapes = self._shapes
+        return made
 
     def encode(self, conversations: Sequence[Conversation], at: Callable[[int], None]) -> Straightened | None:
         """The rows that go this way, None if none does. `at` is told of each row that is rendered.
@@ -111,29 +64,60 @@ class Straight:
             NotSeparable: a rendering or an encoding was not what was put together.
         """
         texts: list[_Text] = []
-        shapes: list[_Shape] = []
+        shapes: list[Shape] = []
         for row, conversation in enumerate(conversations):
             shape = self._shape_of(row, conversation, at)
             text = self._text(row, conversation, shape, at) if shape else None
             if shape and text:
                 texts.append(text)
                 shapes.append(shape)
-        return self._encoded(texts, shapes) if texts else None
+        if not texts:
+            return None
+        pieces = [piece for text, shape in zip(texts, shapes, strict=True) for piece in _pieces(shape, text.contents)]
+        joined = "".join(pieces)
+        data = joined.encode()
+        groups = self._groups(texts, shapes, len if len(joined) == len(data) else _n_bytes)
+        return self.labeller.labelled([text.row for text in texts], groups, data)
 
-    def _shape_of(self, row: int, conversation: Conversation, at: Callable[[int], None]) -> _Shape | None:
+    def _groups(self, texts: list[_Text], shapes: list[Shape], length: Callable[[str], int]) -> list[Group]:
+        by_shape: dict[int, list[int]] = defaultdict(list)
+        for number, shape in enumerate(shapes):
+            by_shape[id(shape)].append(number)
+        groups = []
+        for numbers in by_shape.values():
+            shape, some = shapes[numbers[0]], [texts[number] for number in numbers]
+            sizes = np.array([[length(content) for content in text.contents] for text in some])
+            edges = {}
+            for place, text in enumerate(some):
+                if not text.is_plain:
+                    parts = self.labeller.words.parts(_put_together(shape, text.contents))
+                    edges[place] = np.cumsum([len(part.encode()) for part in parts])[:-1]
+            plain = np.array([text.is_plain for text in some])
+            groups.append(Group(shape, np.array(numbers), sizes, plain, edges))
+        return groups
+
+    def _shape_of(self, row: int, conversation: Conversation, at: Callable[[int], None]) -> Shape | None:
         messages = conversation.messages
         if messages is None or conversation.tools:
             return None
         for message in messages:
             if len(message) != 2:
                 return None
-        roles = tuple([message["role"] for message in messages])
+        return self.shape(tuple([message["role"] for message in messages]), lambda: at(row))
+
+    def shape(self, roles: tuple[str, ...], before: Callable[[], None] = lambda: None) -> Shape | None:
+        """What the template writes for these roles; None where the long way is needed. `before` it is rendered."""
         if roles not in self._shapes:
-            at(row)
-            self._shapes[roles] = self._shape(roles)
+            before()
+            self._shapes[roles] = self._made(roles)
         return self._shapes[roles]
 
-    def _text(self, row: int, conversation: Conversation, shape: _Shape, at: Callable[[int], None]) -> _Text | None:
+    def verify(self, messages: list[Message], text: str) -> None:
+        """Raises NotSeparable if the template makes another text of these messages."""
+        if self._rendered(messages) != text:
+            raise NotSeparable(text)
+
+    def _text(self, row: int, conversation: Conversation, shape: Shape, at: Callable[[int], None]) -> _Text | None:
         messages = conversation.messages or []
         contents = [message["content"] for message in messages]
         everything = "\n".join(contents)
@@ -149,9 +133,7 @@ class Straight:
         shape.met += 1
         if shape.met % VERIFY_EVERY == 1:
             at(row)
-            text = _put_together(shape, contents)
-            if self._rendered(messages) != text:
-                raise NotSeparable(text)
+            self.verify(messages, _put_together(shape, contents))
         return _Text(row, contents, is_plain)
 
     def _is_plain(self, everything: str, contents: list[str]) -> bool:
@@ -172,86 +154,7 @@ class Straight:
         except BadRow:
             return None
 
-    def _encoded(self, texts: list[_Text], shapes: list[_Shape]) -> Straightened:
-        pieces = [piece for text, shape in zip(texts, shapes, strict=True) for piece in _pieces(shape, text.contents)]
-        joined = "".join(pieces)
-        data = joined.encode()
-        length = len if len(joined) == len(data) else _n_bytes
-        begins, places = self._places(texts, shapes, length)
-        ids, ends, borders = self._words.arrays(data, np.concatenate([*places.edges, [len(data)]]), begins)
-        self._check_first(texts[0], shapes[0], ids[: borders[1]], ends[: borders[1]])
-        n = len(ids)
-        stop_at = np.searchsorted(ends, np.concatenate(places.stops), "right")
-        good_stops = np.isin(ids[np.minimum(stop_at, n - 1)], self._stop_ids) & (stop_at < n)
-        if not good_stops.all():
-            raise NotSeparable(_put_together(shapes[0], texts[0].contents))
-        if self._loss_on == "all":
-            trained = np.ones(n, np.bool_)
-        else:
-            first, stop = np.searchsorted(ends, np.concatenate(places.spans, axis=1), "right")
-            edges = np.zeros(n + 1, np.int8)
-            edges[first] += 1
-            edges[stop + 1] -= 1
-            trained = np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)
-        answer_starts = np.searchsorted(ends, places.lasts, "right") - borders[:-1]
-        turns = [shape.last_turn for shape in shapes]
-        found = Straightened([text.row for text in texts], borders, ids, trained, answer_starts, turns)
-        begin_well = self._begin_well(ids, borders)
-        return found if begin_well.all() else _taken(found, np.flatnonzero(begin_well))
-
-    def _places(self, texts: list[_Text], shapes: list[_Shape], length: Callable[[str], int]) -> tuple[Places, _Places]:
-        """Where each text begins when they stand side by side, and all places in them."""
-        by_shape: dict[int, list[int]] = defaultdict(list)
-        for number, shape in enumerate(shapes):
-            by_shape[id(shape)].append(number)
-        totals = np.zeros(len(texts), np.int64)
-        sized = []
-        for numbers in by_shape.values():
-            shape = shapes[numbers[0]]
-            sizes = np.array([[length(content) for content in texts[number].contents] for number in numbers])
-            totals[numbers] = sizes.sum(axis=1) + sum(shape.sizes)
-            sized.append((shape, np.array(numbers), sizes))
-        begins = np.cumsum(totals) - totals
-        places = _Places([begins], [], [], np.zeros(len(texts), np.int64))
-        for shape, chosen, sizes in sized:
-            self._place(shape, sizes, begins[chosen], [texts[number] for number in chosen.tolist()], places)
-            last = shape.last_turn
-            places.lasts[chosen] = _starts(shape, sizes, begins[chosen])[last] - shape.spaces[last]
-        return begins, places
-
-    def _place(self, shape: _Shape, sizes: Places, begins: Places, texts: list[_Text], places: _Places) -> None:
-        """Append the places in the texts (N,) of one shape, whose contents have these sizes (N, turns)."""
-        starts = _starts(shape, sizes, begins)
-        plain = np.array([text.is_plain for text in texts])
-        for number, edges in enumerate(shape.edges):
-            literal = (starts[number] if number < len(starts) else starts[-1] + sizes[:, -1] + shape.sizes[-1])[plain]
-            places.edges += [literal - shape.sizes[number] + edge for edge in edges]
-        for text, begin in zip(texts, begins.tolist(), strict=True):
-            if not text.is_plain:
-                parts = [len(part.encode()) for part in self._words.parts(_put_together(shape, text.contents))]
-                places.edges.append(begin + np.cumsum(parts)[:-1])
-        stops = {turn: starts[turn] + sizes[:, turn] + stop for turn, stop in shape.stops.items()}
-        places.stops += stops.values()
-        places.spans += [np.stack([starts[one] - shape.spaces[one], stops[other]]) for one, other in shape.spans]
-
-    def _check_first(self, text: _Text, shape: _Shape, ids: NDArray[np.int32], ends: Places) -> None:
-        """Raises NotSeparable if these are not the ids and ends, in bytes, of this text as it is encoded whole."""
-        whole = _put_together(shape, text.contents)
-        self._words.check_bytes(whole, ids, ends)
-
-    def _begin_well(self, ids: NDArray[np.int32], borders: Places) -> NDArray[np.bool_]:
-        """Of which texts the beginning-of-text token is as it must be without anything put in front."""
-        bos, firsts, seconds = self._renderer.bos, borders[:-1], np.minimum(borders[:-1] + 1, borders[1:] - 1)
-        if bos.id is None:
-            return np.ones(len(firsts), np.bool_)
-        is_there = ids[firsts] == bos.id
-        is_twice = is_there & (ids[seconds] == bos.id) & (seconds > firsts)
-        is_needed = bool(bos.is_added or bos.is_promised or bos.is_written)
-        good: NDArray[np.bool_] = ~is_twice & (is_there | (not is_needed))
-        return good
-
-    def _shape(self, roles: tuple[str, ...]) -> _Shape | None:
-        """What the template writes for these roles; None where the long way is needed."""
+    def _made(self, roles: tuple[str, ...]) -> Shape | None:
         if not ROLES.issuperset(roles) or "assistant" not in roles:
             return None
         asked = [
@@ -275,24 +178,25 @@ class Straight:
                 return None
             stops[number] = _n_bytes(literals[number + 1][: match.start()])
             spaces[number] = len(literals[number]) - len(before)
-        parts = [self._words.parts(literal) for literal in literals]
-        if any(self._words.may_open(tail) for *_, tail in parts):
+        words = self.labeller.words
+        parts = [words.parts(literal) for literal in literals]
+        if any(words.may_open(tail) for *_, tail in parts):
             return None
         edges = [np.cumsum([_n_bytes(part) for part in some[:-1]]).tolist() for some in parts]
         answers = [Answer(turn, turn, turn, turn) for turn in stops]
         spans = trained_characters(answers, self._loss_on)
         sizes = [_n_bytes(literal) for literal in literals]
-        return _Shape(literals, [STRIP[one] for one in kept], stops, spaces, edges, sizes, spans)
+        return Shape(roles, literals, [STRIP[one] for one in kept], stops, spaces, edges, sizes, spans)
 
 
-def _pieces(shape: _Shape, contents: list[str]) -> list[str]:
+def _pieces(shape: Shape, contents: list[str]) -> list[str]:
     """A row's literals and contents in turns."""
     pieces = [piece for pair in zip(shape.literals, contents, strict=False) for piece in pair]
     pieces.append(shape.literals[-1])
     return pieces
 
 
-def _put_together(shape: _Shape, contents: list[str]) -> str:
+def _put_together(shape: Shape, contents: list[str]) -> str:
     """The row's text."""
     return "".join(_pieces(shape, contents))
 
@@ -300,26 +204,6 @@ def _put_together(shape: _Shape, contents: list[str]) -> str:
 def _n_bytes(text: str) -> int:
     """Of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _starts(shape: _Shape, sizes: Places, begins: Places) -> Places:
-    """Where contents begin (turns, N), in texts that begin at `begins` (N,); `sizes` (N, turns) are the contents'."""
-    before = np.cumsum(sizes, axis=1) - sizes + np.cumsum(shape.sizes)[: sizes.shape[1]]
-    return begins + before.T
-
-
-def _taken(found: Straightened, chosen: Places) -> Straightened:
-    """Some of the rows."""
-    ranges = [np.arange(found.borders[n], found.borders[n + 1]) for n in chosen.tolist()]
-    at = np.concatenate([np.zeros(0, np.int64), *ranges])
-    return Straightened(
-        [found.rows[n] for n in chosen.tolist()],
-        np.cumsum([0, *map(len, ranges)]),
-        found.ids[at],
-        found.trained[at],
-        found.answer_starts[chosen],
-        [found.answer_turns[n] for n in chosen.tolist()],
-    )
 
 
 STRIP: dict[tuple[bool, bool], Callable[[str], str] | None] = {
@@ -337,4 +221,6 @@ def straight_of(renderer: Renderer, words: Words | None, loss_on: str) -> Straig
     if words is None or chat.marks_answers or any(mark in chat.text for mark in (*OUTER, SENTINEL)):
         return None
     forbidden = forbidden_texts(chat.text)
-    return None if forbidden is None else Straight(renderer, words, forbidden, loss_on)
+    if forbidden is None:
+        return None
+    return Straight(renderer, Labeller(renderer, words, loss_on), forbidden, loss_on)

@@ -1,4 +1,4 @@
-"""NativeMemory: what a WordMemory does, in one pass of C (`kernels/native/words.c`), which also merges words of ASCII.
+"""NativeMemory: what a WordMemory does, in one pass of C (`kernels/native/words.c`), which also merges new words.
 
 Each thread has a memory of its own; the rules of merging never change and are shared by all that are made of one.
 """
@@ -28,6 +28,7 @@ class NativeRules:
             library.words_rules_new(
                 rules.kind,
                 rules.digits,
+                rules.kinds.ctypes.data,
                 rules.byte_ids.ctypes.data,
                 len(rules.merges),
                 np.ascontiguousarray(rules.merges).ctypes.data,

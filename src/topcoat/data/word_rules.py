@@ -1,4 +1,4 @@
-"""Rules of merging: how a byte-level BPE cuts ASCII text into pieces and merges these, read off its tokenizer.json.
+"""Rules of merging: how a byte-level BPE cuts text into pieces and merges these, read off its tokenizer.json.
 
 Known are GPT-2's cut, with or without every digit alone (Radford et al. 2019, section 2.2), and cl100k's, of Llama 3
 and Qwen: they differ in what begins a piece, what a line break belongs to, and how many digits one piece has. Merging:
@@ -8,15 +8,23 @@ Sennrich et al. 2016, arXiv:1508.07909, algorithm 1. `kernels/native/words.c` fo
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-GPT2, CL100K = 1, 2  # words.c
+from topcoat.data.word_cuts import WIDE_SPACES
+
+GPT2, CL100K = 1, 2  # pieces.h
+UNKNOWN, LETTER, DIGIT, WHITE, SIGN = range(5)
+KINDS = 0x20000
+WHITE_SPACE = {*range(9, 14), 32, *WIDE_SPACES}
+LONG_S = 0x17F  # is an s to an expression that takes any case
 PADDING = bytes(24)  # that words.c may read behind a text
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BY_CASE = r"'(?i:[sdmt]|ll|ve|re)"
@@ -33,12 +41,13 @@ DIGITS = {None: 1, "{1,3}": 3, "+": 0}
 
 @dataclass(frozen=True)
 class Rules:
-    """What words.c needs: the cut (GPT2 or CL100K) and most digits of a piece, ids of the bytes (256,), -1 for one that
-    is no token, merges (M, 3) of left, right and whole in order of rank, and the tokens that a piece is taken for whole
-    where it is one, or None."""
+    """What words.c needs: the cut (GPT2 or CL100K) and most digits of a piece, kinds of characters (KINDS,), ids of the
+    bytes (256,), -1 for one that is no token, merges (M, 3) of left, right and whole in order of rank, and the tokens
+    that a piece is taken for whole where it is one, or None."""
 
     kind: int
     digits: int
+    kinds: NDArray[np.uint8]
     byte_ids: NDArray[np.int32]
     merges: NDArray[np.int32]
     whole: list[bytes] | None
@@ -61,11 +70,38 @@ def rules_of(spec: Mapping[str, Any]) -> Rules | None:
         whole = [bytes(map(code.__getitem__, text)) for text in known]
     return Rules(
         *cut,
+        kinds_of_characters(bool(spec["normalizer"])),
         np.array([vocabulary.get(character, -1) for character in characters], np.int32),
         np.fromiter(flat, np.int32, 3 * len(pairs)).reshape(-1, 3),
         whole,
         np.array([vocabulary[text] for text in known] if whole is not None else [], np.int32),
     )
+
+
+@lru_cache
+def kinds_of_characters(composed: bool) -> NDArray[np.uint8]:
+    """What each character up to KINDS is to the expressions, 0 where it is not sure.
+
+    Sure is what was so in Unicode 3.2 and is so today, and emoji: whatever tables the tokenizer has, they agree. A text
+    that is `composed` (NFC) before it is cut is sure where no character of it may become, or join, another.
+    """
+    kinds = np.zeros(KINDS, np.uint8)
+    for code in chain(range(0x3100), range(0xFF00, 0xFFF0)):
+        character = chr(code)
+        category = unicodedata.category(character)
+        if code in WHITE_SPACE:
+            kinds[code] = WHITE
+        elif category == unicodedata.ucd_3_2_0.category(character) and category not in ("Cn", "Cs", "Zs", "Zl", "Zp"):
+            kinds[code] = {"L": LETTER, "N": DIGIT}.get(category[0], SIGN)
+        if composed and (category[0] == "M" or not unicodedata.is_normalized("NFC", character)):
+            kinds[code] = UNKNOWN
+    for first, last in ((0x3400, 0x4DB5), (0x4E00, 0x9FA5), (0xAC00, 0xD7A3)):  # Han, Han, Hangul
+        kinds[first : last + 1] = LETTER
+    kinds[0x1F300:0x1FB00] = SIGN  # emoji
+    kinds[0x1100:0x1200] = UNKNOWN  # parts of Hangul syllables, which join
+    kinds[LONG_S] = UNKNOWN
+    kinds.setflags(write=False)
+    return kinds
 
 
 def byte_characters() -> list[str]:
@@ -77,9 +113,10 @@ def byte_characters() -> list[str]:
 
 def _cut(pre: dict[str, Any] | None) -> tuple[int, int] | None:
     """(kind, most digits) of a pre-tokenizer."""
-    steps = pre["pretokenizers"] if pre and pre["type"] == "Sequence" else [pre]
-    *before, last = steps
-    if not last or last["type"] != "ByteLevel" or last["add_prefix_space"]:
+    if pre is None:
+        return None
+    *before, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
     if last["use_regex"] and not before:
         return GPT2, 0

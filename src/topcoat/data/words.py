@@ -55,7 +55,7 @@ class Words:
     """Encodes as `tokenizer` does, nothing added in front or behind. One thread uses it at a time."""
 
     def __init__(self, tokenizer: Tokenizer, library: Library | None = None, rules: NativeRules | None = None) -> None:
-        """With `library`, words are remembered in C; with `rules` it merges those of ASCII."""
+        """With `library`, words are remembered in C; with `rules` new ones are merged there."""
         self._tokenizer, self._library, self._rules = tokenizer, library, rules
         self.added = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         """Id of each added token, by its text."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -43,12 +45,18 @@ class Workers:
     """Up to `count` children that encode by `arguments` of an Encoder. Leaving ends those started here."""
 
     def __init__(self, arguments: dict[str, Any], count: int | None = None) -> None:
-        self._arguments = pickle.dumps(arguments)
-        self._name = hashlib.sha256(self._arguments).hexdigest()
+        self._plain_arguments = arguments
         self.count = count or max(1, min(MOST_WORKERS, os.cpu_count() or 1))
         self._free: SimpleQueue[Child] = SimpleQueue()
         self._started: list[Child] = []
+        self._starting = threading.Lock()
         self._threads = ThreadPoolExecutor(self.count, "encode")
+
+    @cached_property
+    def _arguments(self) -> tuple[bytes, str]:
+        """What a child prepares, and a name for it; made when the first child is asked."""
+        arguments = pickle.dumps(self._plain_arguments)
+        return arguments, hashlib.sha256(arguments).hexdigest()
 
     def __enter__(self) -> Workers:
         return self
@@ -82,6 +90,13 @@ class Workers:
         while waiting:
             yield waiting.popleft().result()
 
+    def ask(self, file: str, rows: Rows, first: tuple[int, dict[str, Any]], texts: bool) -> Encoded:
+        """The answer to one batch of rows, by one child that is kept. Raises as `encode` does."""
+        with self._starting:
+            if not self._started:
+                self._start()
+        return self._ask(file, first, rows, texts)
+
     def _start(self) -> None:
         child = kept_child() if not self._started else Child()
         self._started.append(child)
@@ -90,9 +105,10 @@ class Workers:
     def _ask(self, file: str, first: tuple[int, dict[str, Any]], rows: Rows, texts: bool) -> Encoded:
         child = self._free.get()
         try:
-            if child.prepared != self._name:
-                child.ask("prepare", arguments=self._arguments)
-                child.prepared = self._name
+            arguments, name = self._arguments
+            if child.prepared != name:
+                child.ask("prepare", arguments=arguments)
+                child.prepared = name
             values, blob = child.ask("encode", file=file, first=first, rows=rows, texts=texts)
         except ChildDied as died:
             at = "" if died.row == BETWEEN else place(file, rows[died.row][0])

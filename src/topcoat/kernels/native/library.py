@@ -37,7 +37,7 @@ SIGNATURES = {
     "adamw": "- ii pppp fffffffff",
     "square_sum": "d ii pp",
     "dequantize_nf4": "- iiii pi ppp i ppp i",
-    "words_rules_new": "p ii pipi ppp",
+    "words_rules_new": "p ii ppipi ppp",
     "words_rules_free": "- p",
     "words_new": "p p",
     "words_free": "- p",
@@ -48,6 +48,9 @@ SIGNATURES = {
     "words_held": "- pp",
     "words_count": "i pip",
     "words_write": "- pi pppp ipp",
+    "rows_read": "i pi pip pp pppp pp ppp",
+    "rows_join": "i pi pppp p",
+    "rows_digests": "- pi pp",
 }
 TILE_SIGNATURES = {
     "attention_forward": "- p",
@@ -92,6 +95,9 @@ class Library:
     words_held: Callable[..., None]
     words_count: Callable[..., int]
     words_write: Callable[..., None]
+    rows_read: Callable[..., int]
+    rows_join: Callable[..., int]
+    rows_digests: Callable[..., None]
     product: Callable[..., None]
     product_bytes: Callable[..., int]
     outer: Callable[..., None]

@@ -1,13 +1,12 @@
 /* Words of texts -> ids and ends of their tokens, each word remembered; data/words.py says when that is right.
 
 A memory is a table of words with open addressing: bytes of a word, whether it begins a segment -> its tokens. What was
-not met before is merged here if it is ASCII and the rules are known (struct rules), else it is asked for: words_find
-leaves it without tokens, words_asked lists it, words_tell answers. A memory is one thread's; rules may be shared. */
-#include "simd.h"
+not met before is merged here where the rules are known (struct rules), else it is asked for: words_find leaves it without tokens, words_asked lists it, words_tell answers. A memory is one thread's; rules may be shared. */
+#include "pieces.h"
+#include "utf8.h"
 #include <stdlib.h>
 
-enum { INLINE_BYTES = 24, FEW = 4, LONGEST = 256, LONGEST_PIECE = 128, ASKED = -1 };
-enum { GPT2 = 1, CL100K = 2 }; /* how a text is cut into pieces; word_rules.py has the expressions */
+enum { INLINE_BYTES = 24, FEW = 4, LONGEST = 256, LONGEST_PIECE = 256, ASKED = -1 };
 
 struct merge {
     uint64_t pair; /* the ids of both, one above the other */
@@ -16,7 +15,8 @@ struct merge {
 
 struct rules {
     int32_t byte_ids[256];
-    int64_t kind, digits; /* most digits of a piece, 0: any number */
+    int64_t kind, digits;  /* most digits of a piece, 0: any number */
+    uint8_t kinds[KINDS];  /* of characters */
     uint64_t merge_mask;
     struct merge *merges;      /* rank -1: an empty slot */
     struct memory *vocabulary; /* pieces that are tokens whole, or NULL */
@@ -68,12 +68,6 @@ static int hold(void *array, int64_t *room, int64_t count, size_t size) {
     memcpy(array, &grown, sizeof grown);
     *room = wanted;
     return 1;
-}
-
-INLINE uint64_t load8(const uint8_t *p) {
-    uint64_t x;
-    memcpy(&x, p, 8);
-    return x;
 }
 
 /* The first n bytes at p, n up to 8, zeros behind. Eight bytes are read. */
@@ -182,70 +176,6 @@ static int tell(struct memory *m, struct word *w, int64_t n, const int32_t *ids,
 
 /* ---- merging ---- */
 
-INLINE int is_letter(uint8_t c) { return (uint8_t)((c | 32) - 'a') < 26; }
-INLINE int is_digit(uint8_t c) { return (uint8_t)(c - '0') < 10; }
-INLINE int is_white(uint8_t c) { return c == ' ' || (uint8_t)(c - 9) < 5; }
-INLINE int is_break(uint8_t c) { return c == '\n' || c == '\r'; }
-INLINE int is_sign(uint8_t c) { return !is_letter(c) && !is_digit(c) && !is_white(c); }
-
-/* Bytes of "'s", "'ll" and the like at p, or 0. Lower case only, or any. */
-INLINE int64_t contraction(const uint8_t *p, const uint8_t *end, int any_case) {
-    if (*p != '\'' || end - p < 2) return 0;
-    uint8_t a = any_case ? p[1] | 32 : p[1], b = end - p < 3 ? 0 : any_case ? p[2] | 32 : p[2];
-    if (!is_letter(p[1])) return 0;
-    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
-    return (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l') ? 3 : 0;
-}
-
-/* White space from p on: up to the last character where another follows, for that one may belong to it. */
-INLINE const uint8_t *white_end(const uint8_t *p, const uint8_t *end) {
-    const uint8_t *q = p;
-    while (q < end && is_white(*q)) q++;
-    return q == end || q - p == 1 ? q : q - 1;
-}
-
-INLINE const uint8_t *gpt2_piece(const uint8_t *p, const uint8_t *end) {
-    int64_t short_form = contraction(p, end, 0);
-    if (short_form) return p + short_form;
-    const uint8_t *q = *p == ' ' && p + 1 < end ? p + 1 : p;
-    if (is_letter(*q)) {
-        while (q < end && is_letter(*q)) q++;
-        return q;
-    }
-    if (is_digit(*q)) {
-        while (q < end && is_digit(*q)) q++;
-        return q;
-    }
-    if (is_white(*q)) return white_end(p, end);
-    while (q < end && is_sign(*q)) q++;
-    return q;
-}
-
-INLINE const uint8_t *cl100k_piece(const uint8_t *p, const uint8_t *end, int64_t digits) {
-    int64_t short_form = contraction(p, end, 1);
-    if (short_form) return p + short_form;
-    const uint8_t *q = p;
-    if (!is_letter(*q) && !is_digit(*q) && !is_break(*q) && q + 1 < end && is_letter(q[1])) q++;
-    if (is_letter(*q)) {
-        while (q < end && is_letter(*q)) q++;
-        return q;
-    }
-    if (is_digit(*p)) {
-        while (q < end && is_digit(*q) && (!digits || q - p < digits)) q++;
-        return q;
-    }
-    q = *p == ' ' && p + 1 < end ? p + 1 : p;
-    if (is_sign(*q)) {
-        while (q < end && is_sign(*q)) q++;
-        while (q < end && is_break(*q)) q++;
-        return q;
-    }
-    const uint8_t *after_break = NULL;
-    for (q = p; q < end && is_white(*q); q++)
-        if (is_break(*q)) after_break = q + 1;
-    return after_break ? after_break : white_end(p, end);
-}
-
 INLINE const struct merge *merge_of(const struct rules *r, int32_t left, int32_t right) {
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     for (uint64_t at = mixed(0, pair) & r->merge_mask;; at = (at + 1) & r->merge_mask) {
@@ -297,22 +227,21 @@ static int64_t merge_piece(const struct rules *r, const uint8_t *piece, int64_t 
 }
 
 /* The tokens of a word into ids and ends, which hold `size`; -1 where the rules do not say. */
-static int64_t merge_word(const struct rules *r, const uint8_t *word, int64_t size, int32_t *ids, int32_t *ends) {
+static int64_t merge_word(const struct rules *r, const uint8_t *word, int64_t size, uint8_t *kinds, int32_t *ids,
+                          int32_t *ends) {
+    struct text t = {word, kinds, size};
+    if (!kinds_of(r->kinds, word, size, kinds)) return -1;
     for (int64_t i = 0; i < size; i++)
-        if (word[i] >= 0x80 || r->byte_ids[word[i]] < 0) return -1;
+        if (r->byte_ids[word[i]] < 0) return -1;
     int64_t n = 0;
-    for (const uint8_t *p = word, *end = word + size; p < end;) {
-        const uint8_t *q, *stop = end;
-        if (r->kind == GPT2 && r->digits) { /* each digit was cut out before */
-            for (stop = p; stop < end && !is_digit(*stop); stop++) {}
-            q = stop == p ? p + 1 : gpt2_piece(p, stop);
-        } else {
-            q = r->kind == GPT2 ? gpt2_piece(p, end) : cl100k_piece(p, end, r->digits);
-        }
+    for (int64_t p = 0; p < size;) {
+        int64_t q = piece_end(&t, p, r->kind, r->digits);
         if (q - p > LONGEST_PIECE) return -1;
-        n = merge_piece(r, p, q - p, p - word, n, ids, ends);
+        n = merge_piece(r, word + p, q - p, p, n, ids, ends);
         p = q;
     }
+    for (int64_t i = 0; i < n; i++) /* a token that ends inside a character is said to end behind it */
+        while (ends[i] < size && is_inner(word[ends[i]])) ends[i]++;
     return n;
 }
 
@@ -342,16 +271,17 @@ void EXPORT(words_rules_free)(struct rules *r) {
     free(r->merges), free(r);
 }
 
-/* Rules of merging: ids of the 256 bytes, then of each merge's left, right and whole, in order of rank. `vocabulary`,
+/* Rules of merging: kinds of the first KINDS characters, ids of the 256 bytes, then of each merge's left, right and whole, in order of rank. `vocabulary`,
 whose n_whole tokens have borders and ids, is NULL where a piece that is a token may still be merged from its bytes; it
 goes on for 24 bytes. NULL without memory. */
-struct rules *EXPORT(words_rules_new)(int64_t kind, int64_t digits, const int32_t *byte_ids, int64_t n_merges,
-                                      const int32_t *merges, int64_t n_whole, const uint8_t *vocabulary,
-                                      const int64_t *borders, const int32_t *ids) {
+struct rules *EXPORT(words_rules_new)(int64_t kind, int64_t digits, const uint8_t *kinds, const int32_t *byte_ids,
+                                      int64_t n_merges, const int32_t *merges, int64_t n_whole,
+                                      const uint8_t *vocabulary, const int64_t *borders, const int32_t *ids) {
     struct rules *r = calloc(1, sizeof *r);
     if (!r) return NULL;
     r->kind = kind, r->digits = digits, r->merge_mask = 1023;
     memcpy(r->byte_ids, byte_ids, sizeof r->byte_ids);
+    memcpy(r->kinds, kinds, sizeof r->kinds);
     while (r->merge_mask < 2 * (uint64_t)n_merges) r->merge_mask = 2 * r->merge_mask + 1;
     r->merges = malloc((r->merge_mask + 1) * sizeof *r->merges);
     if (vocabulary) r->vocabulary = EXPORT(words_new)(NULL);
@@ -375,20 +305,6 @@ failed:
     return NULL;
 }
 
-static const uint8_t ASCII_SPACE[128] = {[9] = 1, [10] = 1, [11] = 1, [12] = 1, [13] = 1, [28] = 1, [29] = 1, [30] = 1, [31] = 1, [32] = 1};
-
-/* Whether the character that ends before p, or begins at p, is white space as Python's str.isspace says. */
-INLINE int three_space(const uint8_t *p) {
-    if (p[0] == 0xE2) return (p[1] == 0x80 && (p[2] <= 0x8A || p[2] == 0xA8 || p[2] == 0xA9 || p[2] == 0xAF)) || (p[1] == 0x81 && p[2] == 0x9F);
-    return (p[0] == 0xE1 && p[1] == 0x9A && p[2] == 0x80) || (p[0] == 0xE3 && p[1] == 0x80 && p[2] == 0x80);
-}
-INLINE int two_space(const uint8_t *p) { return p[0] == 0xC2 && (p[1] == 0x85 || p[1] == 0xA0); }
-INLINE int space_at(const uint8_t *p) { return *p < 0x80 ? ASCII_SPACE[*p] : two_space(p) || three_space(p); }
-INLINE int space_before(const uint8_t *p, const uint8_t *start) {
-    if (p[-1] < 0x80) return ASCII_SPACE[p[-1]];
-    return (p - start >= 2 && two_space(p - 2)) || (p - start >= 3 && three_space(p - 3));
-}
-
 /* Looks up one word, merging it if it is new. Its number, or -1 without memory. */
 static int64_t find(struct memory *m, const uint8_t *data, int64_t start, int64_t size, int first) {
     int kept = size <= LONGEST;
@@ -400,12 +316,13 @@ static int64_t find(struct memory *m, const uint8_t *data, int64_t start, int64_
     int64_t number = add(m, &k, kept);
     if (number < 0) return -1;
     int32_t few[2 * LONGEST], *ids = few, *ends = few + LONGEST, *many = NULL;
+    uint8_t some[LONGEST], *kinds = some;
     if (!kept && m->rules) {
-        many = malloc(2 * (size_t)size * sizeof *many);
+        many = malloc((size_t)size * (2 * sizeof *many + 1));
         if (!many) return -1;
-        ids = many, ends = many + size;
+        ids = many, ends = many + size, kinds = (uint8_t *)(many + 2 * size);
     }
-    int64_t n = m->rules ? merge_word(m->rules, data + start, size, ids, ends) : -1;
+    int64_t n = m->rules ? merge_word(m->rules, data + start, size, kinds, ids, ends) : -1;
     int done = n < 0 ? hold(&m->asked, &m->asked_room, m->n_asked + 1, sizeof *m->asked) : tell(m, m->words + number, n, ids, ends);
     if (n < 0 && done) m->asked[m->n_asked++] = (struct asked){number, start, size, first};
     free(many);
