@@ -121,7 +121,7 @@ WRONG = {
     "bent gzip": ("a.jsonl.gz", gzip.compress(LINES.encode())[:-8] + b"\0" * 8, "is not a whole gzip file (incorrect data check"),
     "not parquet": ("a.parquet", b"PAR1 nothing of the kind", "a.parquet is not a whole Parquet file"),
     "ragged csv": ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv line 3: has 3 fields; the header has 2 (a, b)"),
-    "short csv": ("a.csv", "a,b\n1\n", "a.csv line 2: has 1 fields; the header has 2"),
+    "short csv": ("a.csv", "a,b\n1\n", "a.csv line 2: has 1 field; the header has 2"),
     "open quote": ("a.csv", 'a,b\n1,"2\n', "a.csv line 2: is not a record: a quote is opened and never closed"),
     "same column": ("a.tsv", "a\ta\n1\t2\n", "a.tsv names the column 'a' twice"),
     "unknown kind": ("a.xlsx", b"PK", "the extension '.xlsx' of a.xlsx is not one of a file of rows"),

@@ -80,7 +80,7 @@ ENCODINGS: dict[str, tuple] = {
     "a surrogate pair": ("a.jsonl", text(r'"\ud83d\ude00"'), "fine", 1),
     "a surrogate in a column": ("a.jsonl", '{"\\ud83d": 1}', "error", r"the columns \ud83d are of no known format"),
     "NUL bytes only": ("a.jsonl", bytes(4096), "error", "begins with NUL bytes only: it was not written completely"),
-    "NUL bytes at the end": ("a.jsonl", LINES.encode() + bytes(512), "error", "a.jsonl line 4: is not JSON"),
+    "NUL bytes at the end": ("a.jsonl", LINES.encode() + bytes(512), "error", "line 4: has the character U+0000 outside"),
     "a raw NUL in a string": ("a.jsonl", '{"text": "a\0b"}', "error", "has the control character U+0000 in a string"),
     "a raw tab in a string": ("a.jsonl", '{"text": "a\tb"}', "error", "has the control character U+0009 in a string"),
     "an escaped NUL": ("a.jsonl", text(r'"a\u0000b"'), "fine", 1),
@@ -169,7 +169,7 @@ LINES_OF_JSON: dict[str, tuple] = {
 
 TABLES: dict[str, tuple] = {
     "a ragged row": ("a.csv", CSV + "1,2,3\n", "error", "a.csv line 3: has 3 fields; the header has 2"),
-    "a short row": ("a.csv", CSV + "1\n", "error", "a.csv line 3: has 1 fields; the header has 2"),
+    "a short row": ("a.csv", CSV + "1\n", "error", "a.csv line 3: has 1 field; the header has 2"),
     "a quote left open": ("a.csv", CSV + 'x,"y\nz\n', "error", "line 3: is not a record: a quote is opened and never"),
     "text behind a quote": ("a.csv", CSV + 'x,"y"z\n', "error", "line 3: is not a record: ',' expected after '\"'"),
     "a quote within": ("a.csv", CSV + 'x,y "z"\n', "fine", 2),

@@ -29,9 +29,21 @@ def refuse_other_encodings(head: bytes) -> None:
     zeros = [head[start::4].count(0) / max(1, len(head[start::4])) for start in range(4)]
     full = [share > 0.6 for share in zeros]
     if full == [False, True, True, True] or full == [True, True, True, False]:
-        raise _other("UTF-32", "UTF-32LE" if full[3] else "UTF-32BE")
+        code = "UTF-32LE" if full[3] else "UTF-32BE"
+        if not _is_text(head, code):
+            raise BadFile("holds numbers, not text: it is a binary file", "write its rows as JSON Lines")
+        raise _other("UTF-32", code)
     if full == [False, True, False, True] or full == [True, False, True, False]:
         raise _other("UTF-16", "UTF-16LE" if full[1] else "UTF-16BE")
+
+
+def _is_text(head: bytes, code: str) -> bool:
+    """Whether the whole characters of the first bytes are such as stand in a text."""
+    try:
+        text = head[: len(head) // 4 * 4].decode(code)
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c in "\t\r\n\ufeff" for c in text[:64])
 
 
 def _other(name: str, code: str) -> BadFile:

@@ -13,7 +13,6 @@ Papers: Broder 1997 (shingles); Li et al. 2012, arXiv:1208.1259 (one permutation
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -30,7 +29,6 @@ COMMON = 0.5  # share of the texts from which on a shingle tells nothing
 COMMON_FROM = 20  # texts; below it "most texts" means nothing
 COMMON_BITS = 20
 SAMPLE = 4096
-_EDGE = re.compile(r"^[\W_]+|[\W_]+$")
 _NO_COMMON: NDArray[np.bool_] = np.zeros(0, bool)
 
 
@@ -39,7 +37,9 @@ def normal(text: str) -> bytes:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     text = " ".join(text.casefold().replace("\0", " ").split())
-    return (_EDGE.sub("", text) or text).encode("utf-8", "surrogatepass")
+    start = next((at for at, c in enumerate(text) if c.isalnum()), 0)  # a regex would look ahead from every mark
+    end = next((at for at in range(len(text) - 1, start - 1, -1) if text[at].isalnum()), len(text) - 1)
+    return text[start : end + 1].encode("utf-8", "surrogatepass")
 
 
 def shingles(text: bytes) -> Codes:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from topcoat.data.lines import ENDINGS, KINDS, TEXTS, BadFile, names_rows
+from topcoat.data.lines import ENDINGS, KINDS, TEXTS, BadFile, names_rows, shown
 from topcoat.data.streams import Trailing, bzip2_streams, gzip_streams, xz_streams, zstd_streams
 from topcoat.errors import TopcoatError
 
@@ -42,6 +42,13 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "packed with zstd", "put .zst behind its name"),
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"PK\x03\x04", "a zip archive or an Excel sheet", "unpack it, or save the sheet as CSV (UTF-8)"),
+    (b"PK\x05\x06", "an empty zip archive", "download or write it again"),
+    (b"Rar!", "a rar archive", "unpack it"),
+    (b"\x04\x22\x4d\x18", "packed with lz4", "unpack it, or pack it with gzip"),
+    (b"\x78\x9c", "packed with zlib", "unpack it, or pack it with gzip"),
+    (b"PARE", "an encrypted Parquet file", "write it without encryption"),
+    (b"\xff\xff\xff\xff", "an Arrow stream", "write it as Parquet"),
+    (b"Obj\x01", "an Avro file", "write its rows as JSON Lines"),
     (b"\xd0\xcf\x11\xe0", "an old Excel or Word file", "save it as CSV (UTF-8)"),
     (b"7z\xbc\xaf", "a 7z archive", "unpack it"),
     (b"ARROW1", "an Arrow file", "write it as Parquet"),
@@ -51,6 +58,8 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3", "a SQLite database", "write its rows as JSON Lines"),
     (b"%PDF", "a PDF file", "write its text as JSON Lines"),
     (b"GGUF", "a GGUF model", "name a file of rows"),
+    (b"\x80\x02", "a Python pickle, which is never read", "write its rows as JSON Lines"),
+    (b"\x80\x03", "a Python pickle, which is never read", "write its rows as JSON Lines"),
     (b"\x80\x04\x95", "a Python pickle, which is never read", "write its rows as JSON Lines"),
     (b"\x80\x05\x95", "a Python pickle, which is never read", "write its rows as JSON Lines"),
     (b"\x89PNG", "a PNG image", "name a file of rows"),
@@ -59,13 +68,14 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file: git lfs pull"),
     (b"<!DOCTYPE", "a web page, not the file itself", "download the raw file"),
     (b"<!doctype", "a web page, not the file itself", "download the raw file"),
+    (b"<head", "a web page, not the file itself", "download the raw file"),
     (b"<html", "a web page, not the file itself", "download the raw file"),
     (b"<?xml", "an XML file", "write its rows as JSON Lines"),
 )
 """First bytes of files that hold no rows we read -> what the file is, and what to do."""
 
 
-WORDS = (b"BZh", b"PAR1", b"ARROW1", b"ORC", b"GGUF")
+WORDS = (b"BZh", b"PAR1", b"PARE", b"ARROW1", b"ORC", b"GGUF", b"Rar!")
 """Of these, those that a plain text may begin with."""
 
 
@@ -86,6 +96,10 @@ def kind_of(path: Path) -> tuple[str, str]:
         hint = "; its rows are JSON Lines: name it .jsonl"
     if kind in PACKED:
         hint = "; it is packed twice: unpack it once"
+    if kind in (".zip", ".tar", ".tgz", ".rar", ".7z") or ".tar" in suffixes:
+        hint = "; it is an archive: unpack it, and name one file in it"
+    if kind in (".arrow", ".feather", ".orc"):
+        hint = "; write it as Parquet"
     if kind in (".xlsx", ".xls", ".ods"):
         hint = "; save the sheet as CSV (UTF-8)"
     what = f"the extension {kind!r} of {path.name} is not one of a file of rows"
@@ -127,7 +141,7 @@ def _not_there(path: Path, error: OSError | ValueError) -> TopcoatError:
 
 def _data_files(folder: Path) -> list[str]:
     try:
-        return sorted(p.name for p in folder.iterdir() if names_rows(p.name))
+        return sorted(shown(p.name) for p in folder.iterdir() if names_rows(p.name))
     except OSError:  # a folder that may not be listed: no hint
         return []
 
@@ -144,7 +158,7 @@ def _near(path: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} is not there either; check the path from {Path.cwd()}"
     try:
-        there = [p.name for p in folder.iterdir() if p.is_file()]
+        there = [shown(p.name) for p in folder.iterdir() if p.is_file()]
     except OSError:
         return f"the folder {folder} cannot be listed; check the path"
     near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
@@ -205,7 +219,7 @@ def _open(path: Path) -> int:
 
 def _checked(stream: io.BufferedReader[Any], kind: str, packed: str) -> io.BufferedReader[Any]:
     """The stream, nothing of it taken, after a look at its first bytes."""
-    head = stream.peek(64)[:64]
+    head = stream.peek(512)[:512]
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if kind != ".parquet" else head
     for start, what, fix in MAGIC:
         if kind in TEXTS and start in WORDS:
@@ -213,6 +227,8 @@ def _checked(stream: io.BufferedReader[Any], kind: str, packed: str) -> io.Buffe
         if text.startswith(start) and not (kind == ".parquet" and start == b"PAR1"):
             inside = "holds, unpacked, " if packed else "is "
             raise BadFile(f"{inside}{what}", "unpack it once" if packed and what.startswith("packed") else fix)
+    if head[257:262] == b"ustar":
+        raise BadFile(f"{'holds, unpacked, ' if packed else 'is '}a tar archive", "unpack it, and name one file of it")
     return stream
 
 
@@ -240,8 +256,8 @@ def _refuse_other_packing(path: Path, file: IO[bytes], packed: str) -> None:
     """Raises BadFile for a file that is packed in another way than its name says."""
     head = file.peek(8)[:8]  # type: ignore[attr-defined]  # a BufferedReader
     for start, what, fix in MAGIC:
-        if head.startswith(start) and what.startswith("packed") and packed not in fix:
-            right = next(ending for ending in PACKED if ending in fix)
+        right = next((ending for ending in PACKED if ending in fix), packed)
+        if right != packed and head.startswith(start):
             raise BadFile(f"is {what}", f"name it {path.name.removesuffix(path.suffix)}{right}")
 
 

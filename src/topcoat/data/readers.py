@@ -15,19 +15,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from topcoat.data.encodings import refuse_other_encodings
-from topcoat.data.lines import MOST_ROW_BYTES, BadFile, BadLine, Blanks, Item, describe, names, too_long
+from topcoat.data.lines import MOST_ROW_BYTES, BadFile, BadLine, Blanks, Item, describe, shown, too_long
 from topcoat.data.plain import read_document
 from topcoat.data.tables import read_csv, read_parquet, read_tsv
 from topcoat.json_files import StrictDecoder, quick_object
 
 BOM = "\ufeff"
 _SPACE = re.compile(r"[ \t\r\n]*")
+_BLANKS = " \t\r\n"  # of JSON: others, as form feed, are no blanks there
+CONFLICT = ("<<<<<<< ", "=======", ">>>>>>> ")
 _AT_END = 16  # an error this near the end of what was read may be only the cut
 
 
 def json_problem(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
     """What is wrong with a JSON text, and the fix."""
-    start = text.lstrip()
+    start = text.lstrip(_BLANKS)
+    if start.startswith(CONFLICT):
+        return "is a mark of a merge conflict", "resolve the conflict: keep the rows of one side"
     if start.startswith(("{'", "[{'", "['")):
         return "is Python, not JSON: it quotes with '", "write the rows with json.dumps"
     column = f"(column {error.colno:,})"
@@ -35,8 +39,12 @@ def json_problem(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
         return f"holds more than one object {column}", "write one object a line"
     if error.msg.startswith("Extra data") and text[error.pos :].strip() == ",":
         return f"ends in a comma {column}", "JSON Lines have no commas between rows: delete it, or name the file .json"
-    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-        if start.rstrip() in ("{", "[{"):
+    odd = text[error.pos : error.pos + 1]
+    if odd and not odd.isprintable() and odd not in _BLANKS and not error.msg.startswith("Invalid control"):
+        what = f"has the character U+{ord(odd):04X} outside of its strings {column}"
+        return what, "it was not written completely" if odd == "\0" else "delete it: between values stand blanks only"
+    if error.pos >= len(text.rstrip(_BLANKS)) or error.msg.startswith("Unterminated string"):
+        if start.rstrip(_BLANKS) in ("{", "[{"):
             return f"is the first line of an object over several lines {column}", "write each object on one line"
         fix = r"complete it or delete it; a line break inside a text is written \n"
         return f"the JSON ends in the middle {column}: it was cut off", fix
@@ -111,6 +119,8 @@ def read_jsonl(stream: io.BufferedReader, notes: list[str]) -> Iterator[Item]:
             raise BadFile("is one JSON array, not JSON Lines", "name it .json")
         else:
             fix = "write each object of the list on a line of its own" if isinstance(value, list) else ""
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                fix = "it is JSON inside JSON: json.dumps was called twice, once is right"
             yield BadLine(number, f"is {describe(value)}; expected an object {{...}}", fix)
     if joined:
         notes.append(f"line {joined:,} starts with a byte-order mark: files were joined; it was skipped")
@@ -240,11 +250,21 @@ def _refuse_top_level(text: _Text, decoder: StrictDecoder, at: int) -> None:
         raise BadFile("holds one object after another, not one array: these are JSON Lines", "name it .jsonl")
     if isinstance(value, dict) and text.text[end : end + 1] == "[":
         raise BadFile("mixes JSON Lines and an array", "write all rows one way")
-    lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
-    fix = f"write only the list in {names(lists, 1)!r}" if lists else "write [ ... ] around the rows"
-    if isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values()):
-        fix = 'it holds columns; write rows, with pandas: to_json(file, orient="records")'
+    fix = _way_to_rows(value) if isinstance(value, dict) else "write [ ... ] around the rows"
     raise BadFile(f"is {describe(value)} at the top level; expected a list of objects", fix)
+
+
+def _way_to_rows(value: dict[str, Any]) -> str:
+    """What to do with an object in place of a list of rows."""
+    inner = list(value.values())
+    columns = 'it holds columns; write rows, with pandas: to_json(file, orient="records")'
+    if inner and all(isinstance(one, dict) for one in inner):
+        numbered = all(key.isdecimal() for one in inner for key in one)
+        return columns if numbered else "write only its values, in a list: [ ... ]"
+    lists = [key for key, one in value.items() if isinstance(one, list)]
+    if len(lists) > 1 and len({len(value[key]) for key in lists}) == 1 and len(lists) == len(inner):
+        return columns
+    return f"write only the list in {shown(lists[0])!r}" if lists else "write [ ... ] around the rows"
 
 
 READERS: dict[str, Callable[[io.BufferedReader, list[str]], Iterator[Item]]] = {

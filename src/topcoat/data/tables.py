@@ -58,7 +58,7 @@ def _records(lines: _Lines, separator: str) -> Iterator[Item]:
             fields = _next(reader)
         except csv.Error as error:
             said = str(error)
-            what = "a quote is opened and never closed" if "unexpected end" in said else said
+            what = "a quote is opened and never closed" if "unexpected end" in said else said.replace("\t", "a tab")
             yield BadLine(line, f"is not a record: {what}", 'double a quote inside a quoted field: "she said ""hi"""')
             return
         except UnicodeEncodeError as error:
@@ -75,7 +75,7 @@ def _records(lines: _Lines, separator: str) -> Iterator[Item]:
             header = fields
             _check_header(header, separator)
         elif len(fields) != len(header):
-            what = f"has {len(fields)} fields; the header has {len(header)} ({names(header)})"
+            what = f"has {len(fields):,} {'field' if len(fields) == 1 else 'fields'}; the header has {len(header)} ({names(header)})"
             yield BadLine(line, what, "quote fields that hold a separator or a line break")
         else:
             yield line, dict(zip(header, fields, strict=True))

@@ -2,8 +2,8 @@
 
 Roles are system (or developer), user, assistant and tool (or function). `content` is text, or a list of parts of which
 text, reasoning and tool calls are read; an image or a sound is refused. `reasoning_content` (or `reasoning`,
-`thinking`) and `tool_calls` are handed to the template. A weight other than 1 would change what is trained and is
-refused, never dropped in silence; other fields of a message are ignored.
+`thinking`) and `tool_calls` are handed to the template. A weight other than 1 (or train, training, loss: false)
+would change what is trained and is refused, never dropped in silence; other fields of a message are ignored.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ COLUMNS = ("messages",)
 SAME_ROLE = {"developer": "system", "function": "tool"}
 PLAIN_ROLES = ("user", "assistant", "system")  # what most turns are: nothing else has to be looked at
 REASONING = ("reasoning_content", "reasoning", "thinking")
+CHOICES = ("weight", "train", "training", "loss")  # how other trainers are told which turns to train
 TEXT_PARTS = ("text", "input_text", "output_text")
 MEDIA_PARTS = {
     "image": "an image",
@@ -70,9 +71,10 @@ def message(turn: dict[str, Any], where: str) -> dict[str, Any]:
         known = role.strip().lower() in ROLES
         fix = f"write {role.strip().lower()!r}" if known else ""
         raise BadRow(f"{where}the role {shown(role)!r} is unknown; expected one of {', '.join(ROLES)}", fix)
-    if turn.get("weight") not in (None, 1):
-        fix = "take the row out, or train only its last answer with data.loss_on: last_turn"
-        raise BadRow(f'{where}"weight" is not supported', fix)
+    for name in CHOICES:
+        if turn.get(name) not in (None, 1):  # 1 is true
+            fix = "take the row out, or train only its last answer with data.loss_on: last_turn"
+            raise BadRow(f'{where}"{name}" is not supported: it would leave the turn untrained', fix)
     calls = tool_calls_of(turn, where)
     content = turn.get("content")
     reasoning = ""
