@@ -118,8 +118,17 @@ class Architecture:
     head_norms: bool = False
     stored_linear_bytes: int | None = None
     """Bytes of the blocks' linears as a GGUF file stores them."""
+    stored_formats: frozenset[tuple[str, str]] = frozenset()
+    """(path, number format) of every weight that a checkpoint stores quantized."""
+    stored_dtype: str | None = None
+    """Number format of a plain checkpoint's weights: bf16, fp16 or fp32; None where the files do not say."""
     assumed: tuple[str, ...] = ()
     """What the files did not say and was assumed; the error is unproved then."""
+
+    @property
+    def embedding(self) -> str:
+        """Path of the embedding."""
+        return self.prefix.removesuffix("layers") + ("embed_in" if self.kind == "gpt_neox" else "embed_tokens")
 
     @property
     def linear_numbers(self) -> int:

@@ -25,7 +25,7 @@ from topcoat.planning.trained import (
     shared_numbers,
     trained_sizes,
 )
-from topcoat.quant.settings import GgufConfig, QuantConfig, StoredConfig, read_config
+from topcoat.quant.settings import DenseConfig, GgufConfig, QuantConfig, StoredConfig, read_config
 from topcoat.quant.sizes import ITEM_BYTES, weight_bytes
 
 QKV = ("q_proj", "k_proj", "v_proj", "qkv_proj")
@@ -105,6 +105,7 @@ def counts_of(
     `by_hand` overrides which path computes. Raises TopcoatError for target modules that match nothing.
     """
     a = architecture
+    stored = _as_numbers(a, stored)
     full = isinstance(adapter, FullConfig)
     fast = (a.by_hand if by_hand is None else by_hand) and fused_rank(adapter, "") is not None and not a.experts
     linears: Counter[tuple[str, int, int]] = Counter()
@@ -150,6 +151,13 @@ def _formats(a: Architecture, stored: QuantConfig) -> Iterator[tuple[BlockLinear
         for linear in a.linears:
             path = f"{a.prefix}.{at}.{linear.path}"
             yield linear, next((c for p, c in others.items() if matches(p, path)), stored), linear.copies
+
+
+def _as_numbers(a: Architecture, stored: QuantConfig) -> QuantConfig:
+    """`stored`, or the plain numbers that it means where the checkpoint is not quantized."""
+    if isinstance(stored, StoredConfig) and a.stored_linear_bytes is None and a.stored_dtype is not None:
+        return DenseConfig.model_validate({"format": a.stored_dtype, "overrides": stored.overrides})
+    return stored
 
 
 def _as_in_file(a: Architecture, stored: QuantConfig) -> bool:

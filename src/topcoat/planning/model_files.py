@@ -45,7 +45,7 @@ def find_architecture(model: str) -> Architecture:
         return _from_directory(path)
     cached = _in_hub_cache(model)
     if cached is not None:
-        return replace(architecture_of(_config(cached), str(cached)), name=model)
+        return replace(_from_directory(cached.parent), name=model)
     if find_shape(model) is None:
         raise unknown_model(model)
     return known_model(model)
@@ -55,8 +55,9 @@ def _from_directory(path: Path) -> Architecture:
     file = path / "config.json"
     if file.is_file():
         facts = _config(file)
-        stored = _quantized_bytes(path) if facts.get("quantization_config") else None
-        return replace(architecture_of(facts, str(file)), name=str(path), stored_linear_bytes=stored)
+        quantized = facts.get("quantization_config")
+        stored = _quantized(path, quantized) if quantized else {"stored_dtype": _plain_dtype(path, facts)}
+        return replace(architecture_of(facts, str(file)), name=str(path), **stored)
     ggufs = sorted(path.glob("*.gguf"))
     adapter = (path / "adapter_config.json").is_file()
     what = "this is an adapter, not a model" if adapter else "there is no config.json here"
@@ -64,16 +65,51 @@ def _from_directory(path: Path) -> Architecture:
     raise TopcoatError(what, str(path), fix)
 
 
-def _quantized_bytes(path: Path) -> int | None:
-    """Bytes of the blocks' linears in a checkpoint that is quantized already; None where the weights are not here."""
+def shapes_here(model: str) -> Architecture | None:
+    """The shapes of a model whose files are here and leave nothing to assume; None of any other, whose loading has to
+    tell what is wrong with it."""
+    if not Path(model).expanduser().exists() and _in_hub_cache(model) is None:
+        return None
+    try:
+        found = find_architecture(model)
+    except TopcoatError:
+        return None
+    return None if found.assumed or found.experts else found
+
+
+def _quantized(path: Path, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes of the blocks' linears in a checkpoint that is quantized already, and the formats of all its quantized
+    weights; nothing where the weights are not here."""
+    from topcoat.model.joined import JoinedTensor
+    from topcoat.model.quantized_tensors import JOINS
     from topcoat.model.safetensors_source import read_folder
 
     try:
         tensors = read_folder(path)
+        joined = JOINS[how["quant_method"]](tensors, how) if how.get("quant_method") in JOINS else []
+    except TopcoatError:
+        return {}
+    inside = [tensor for tensor in tensors if ".layers." in tensor.name or ".h." in tensor.name]
+    n_bytes = sum(t.n_bytes for t in inside if len(t.shape) > 1 or not t.name.endswith((".weight", ".bias")))
+    kept = {(t.name.removesuffix(".weight"), t.form().format) for t in joined if isinstance(t, JoinedTensor)}
+    return {"stored_linear_bytes": n_bytes, "stored_formats": frozenset(kept)}
+
+
+_PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def _plain_dtype(path: Path, facts: Mapping[str, Any]) -> str | None:
+    """The number format of plain weights, as config.json or else the files' headers state it."""
+    said = _PLAIN.get(str(facts.get("dtype") or facts.get("torch_dtype")).removeprefix("torch."))
+    if said is not None:
+        return said
+    from topcoat.model.safetensors_source import read_folder
+
+    try:
+        forms = {tensor.form().format for tensor in read_folder(path) if len(tensor.shape) > 1}
     except TopcoatError:
         return None
-    inside = [tensor for tensor in tensors if ".layers." in tensor.name or ".h." in tensor.name]
-    return sum(t.n_bytes for t in inside if len(t.shape) > 1 or not t.name.endswith((".weight", ".bias")))
+    return forms.pop() if len(forms) == 1 else None
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from topcoat.adapters.settings import AdapterConfig, FullConfig, LoraConfig
+from topcoat.errors import TopcoatError
 from topcoat.planning.devices import DEVICES, Device
 from topcoat.planning.estimate import Estimate, counts_for, estimate
+from topcoat.planning.possible import require_possible
 from topcoat.planning.request import Request
 from topcoat.quant.settings import Int8Config, Nf4Config, QuantConfig
 from topcoat.training.optimizers.sizes import DEVICES as OPTIMIZER_DEVICES
@@ -157,8 +159,24 @@ def _methods(request: Request) -> list[AdapterConfig]:
 def _formats(request: Request, method: AdapterConfig) -> list[QuantConfig | None]:
     if isinstance(method, FullConfig):
         return [None]
-    options = [request.quantization, None, Int8Config(), Nf4Config()]
-    return list({str(option): option for option in options}.values())
+    options = [request.quantization, None, _kept(request, Int8Config), _kept(request, Nf4Config)]
+    distinct = list({str(option): option for option in options}.values())
+    return [option for option in distinct if option == request.quantization or _possible(request, method, option)]
+
+
+def _kept(request: Request, kind: type[QuantConfig]) -> QuantConfig:
+    """The format `kind` with the settings that it shares with the recipe's own: its override changes the name alone."""
+    stored = request.quantization
+    own = {} if stored is None else stored.model_dump(exclude_unset=True, exclude={"format"})
+    return kind.model_validate({name: value for name, value in own.items() if name in kind.model_fields})
+
+
+def _possible(request: Request, method: AdapterConfig, option: QuantConfig | None) -> bool:
+    try:
+        require_possible(request.architecture, method, option, labelled=request.outputs is not None)
+    except TopcoatError:
+        return False
+    return True
 
 
 def _optimizers(request: Request, method: AdapterConfig) -> list[str]:

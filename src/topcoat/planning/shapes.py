@@ -138,7 +138,7 @@ def known_model(name: str) -> Architecture:
         raise unknown_model(name)
     found = architecture_of(shape.facts(), shape.repository)
     if "4bit" not in _plain(name):
-        return found
+        return replace(found, stored_dtype="bf16")  # or fp16, as Llama 2's are: two bytes each
     said = "the name says 4-bit weights, whose files are not here: they are counted in the recipe's format"
     return replace(found, assumed=(*found.assumed, said))
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.settings import FullConfig
 from topcoat.data.batches import Batch, StepPlan, micro_batches, worst_batch
+from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
 from topcoat.errors import TopcoatError
 from topcoat.files import RunLock, sweep_temporaries
@@ -23,6 +24,8 @@ from topcoat.planning.bill import Bill
 from topcoat.planning.loaded import fused_blocks, loaded_counts
 from topcoat.planning.machine import available_memory_bytes
 from topcoat.planning.micro_batch import micro_batch_tokens
+from topcoat.planning.model_files import shapes_here
+from topcoat.planning.possible import require_possible
 from topcoat.planning.sizes import ROUNDING, Setup, activation_room, bill_of
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
@@ -177,6 +180,17 @@ def continue_run(folder: RunFolder, recipe: Recipe) -> None:
         return
     folder.require_run()
     require_same_recipe(load_recipe(folder.recipe, check_files=False), recipe, str(folder.recipe))
+
+
+def refuse_impossible(recipe: Recipe) -> None:
+    """Raises TopcoatError for what no matrix of the model can have, where its files are here: nothing is loaded for it.
+
+    A model that has yet to come from the hub, or of a kind that is not in the table, is asked when it is loaded.
+    """
+    found = shapes_here(recipe.model.path)
+    if found is not None:
+        labelled = recipe.train.objective in LABELLED
+        require_possible(found, recipe.adapter, recipe.model.quantization, labelled=labelled)
 
 
 def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runtime_bytes: int) -> RunPlan:

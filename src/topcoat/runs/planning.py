@@ -125,7 +125,8 @@ def plan_recipe(
     asked = None if price is None else parse_price(price)
     limit = None if budget is None else parse_bytes(budget)
     architecture = find_architecture(recipe.model.path)
-    require_possible(architecture, recipe.adapter, recipe.model.quantization)
+    labelled = recipe.train.objective in LABELLED
+    require_possible(architecture, recipe.adapter, recipe.model.quantization, labelled=labelled)
     facts = machine(ask_torch=False)
     named = None if device in HERE else find_device(device)
     if asked and asked.per == "kWh" and named is None and not _gpu_for(recipe, device):

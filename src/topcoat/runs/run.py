@@ -30,7 +30,7 @@ from topcoat.runs.folder import RunFolder
 from topcoat.runs.guiding import facts_of_run, tell
 from topcoat.runs.labelling import with_label_head
 from topcoat.runs.listener import Listener, Silent
-from topcoat.runs.opening import claimed, free_memory, plan_run
+from topcoat.runs.opening import claimed, free_memory, plan_run, refuse_impossible
 from topcoat.runs.rehearsal import rehearse
 from topcoat.runs.room import room_for_text
 from topcoat.runs.rounding import load_base_for_training
@@ -104,6 +104,7 @@ def open_session(
     Raises TopcoatError for wrong input, Refused for what would be dishonest or would not fit, Interrupted once a stop
     was asked for.
     """
+    refuse_impossible(recipe)  # what the model's shapes rule out costs no load
     before = memory_bytes(torch.device("cpu"))  # the process before any model is loaded
     base = load_base_for_training(recipe, folder, listener, stop.check)  # frozen, quantized while it streams in
     stop.check()

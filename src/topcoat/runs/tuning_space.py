@@ -225,7 +225,7 @@ def fitting(space: Space, recipe: Recipe, say: Callable[[str], None]) -> Space:
         for value in span.values() if name == "r" else []:
             tried = with_values(recipe, {name: value})
             try:
-                require_possible(find_architecture(recipe.model.path), tried.adapter, None)
+                require_possible(find_architecture(recipe.model.path), tried.adapter, tried.model.quantization)
             except TopcoatError as error:
                 refused[value] = error
         kept = tuple(value for value in span.values() if value not in refused)
