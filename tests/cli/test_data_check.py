@@ -186,3 +186,13 @@ def test_a_label_that_is_none_is_said_and_the_texts_are_checked_alone(topcoat, f
     assert done.code == 0
     assert "note: 'label' is not checked as a label: 'label' has 80 different labels in 80 rows" in done.out
     assert "80 rows, text" in done.out
+
+
+def test_what_reading_brings_up_is_noted(topcoat, tmp_path):
+    rows = [json.dumps(row) for row in clean_rows(60)]
+    rows[6] = rows[6][:-1] + ', "score": NaN}'
+    (tmp_path / "t.jsonl").write_text("\ufeff" + "\n".join(rows) + "\n", encoding="utf-8")
+    done = topcoat("data", "check", str(tmp_path / "t.jsonl"))
+    assert done.code == 0
+    assert "note: t.jsonl starts with a byte-order mark (U+FEFF); it was skipped" in done.out
+    assert "note: t.jsonl line 7 holds NaN or Infinity, which is not JSON (1 in all)" in done.out

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_containers import CONTAINERS
 from bad_files import ENCODINGS, LINE, LINES, LINES_OF_JSON, PACKED, TABLES
 from bad_rows import PATHS, ROWS
 
@@ -29,11 +30,11 @@ from topcoat.data.row_formats import to_conversations
 from topcoat.data.rows import iter_rows, read_rows
 from topcoat.errors import TopcoatError
 
-CASES = ENCODINGS | LINES_OF_JSON | TABLES | PACKED | PATHS | ROWS
+CASES = ENCODINGS | LINES_OF_JSON | TABLES | PACKED | CONTAINERS | PATHS | ROWS
 
 
 def test_the_table_is_as_long_as_the_kinds_are_many():
-    parts = (ENCODINGS, LINES_OF_JSON, TABLES, PACKED, PATHS, ROWS)
+    parts = (ENCODINGS, LINES_OF_JSON, TABLES, PACKED, CONTAINERS, PATHS, ROWS)
     assert len(CASES) == sum(map(len, parts)) >= 150
 
 

@@ -165,7 +165,7 @@ def read_parquet(stream: io.BufferedReader, notes: list[str]) -> Iterator[Item]:
                 number += 1
                 yield number, row
     except (pa.ArrowException, OSError) as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
+        first = "".join(c if c.isprintable() else "\ufffd" for c in str(error).strip().split("\n")[0].rstrip(".")[:200])
         behind = f" behind row {number:,}" if number else ""
         raise BadFile(f"is not a whole Parquet file{behind}: {first}", "download or write it again") from error
 

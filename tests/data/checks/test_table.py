@@ -1,6 +1,7 @@
 """Every check finds what is planted for it, names the rows, and finds nothing in clean rows."""
 
 import copy
+import time
 
 import pytest
 from planted import PLANTED, clean_rows, label_rows
@@ -80,3 +81,26 @@ def test_of_a_text_without_end_the_beginning_is_looked_at(corpus):
     assert len(held.answers[7][0]) == 10**6
     said = {one.check: one.finding.details for one in check(held, DataChecks()).found}["odd_rows"]
     assert said == {7: "of texts over 1,000,000 characters only the beginning was looked at"}
+
+
+RUNS = {
+    "line breaks": "b" + "\n" * 300_000 + "c",
+    "blanks": "b" + " " * 300_000 + "c",
+    "marks": "a" + "\u0301" * 300_000 + "b",
+    "dashes": "a" + "-" * 300_000 + "b",
+    "brackets": "[" * 150_000 + "]" * 150_000,
+    "digits": "1" * 300_000,
+    "at signs": "a.b@" * 75_000,
+    "keys": "-----BEGIN PRIVATE KEY-----" * 10_000,
+    "tags": "<div " * 60_000,
+    "entities": "&" * 300_000,
+    "links": "ab://c:" * 40_000,
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_long_run_of_one_thing_is_checked_in_time_that_grows_with_it(name, corpus):
+    rows = [{"prompt": "Tell me.", "completion": RUNS[name]}, {"prompt": RUNS[name], "completion": "Fine, it is."}]
+    start = time.process_time()
+    check(corpus(rows), DataChecks(one_topic="off"))
+    assert time.process_time() - start < 2

@@ -99,6 +99,8 @@ class Corpus:
     benchmarks: list[Corpus] = field(default_factory=list)
     tell: Tell = silent
 
+    notes: list[str] = field(default_factory=list)
+    """What reading the files brought up, such as a byte-order mark."""
     starts: list[tuple[int, str]] = field(default_factory=list)
     """Where each file's rows begin, and its path."""
 
@@ -220,7 +222,7 @@ def read_corpus(files: Sequence[str], reading: Reading, *, most: int | None = No
     corpus = Corpus(files[0], reading=reading, tell=tell)
     for file in files:
         if most is None or len(corpus) < most:
-            _take_in(corpus, iter_rows(file), most)
+            _take_in(corpus, iter_rows(file, corpus.notes), most)
     return corpus
 
 

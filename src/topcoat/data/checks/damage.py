@@ -26,8 +26,8 @@ _ENTITY = re.compile(
     r"&(?:nbsp|amp|lt|gt|quot|apos|hellip|mdash|ndash|rsquo|lsquo|rdquo|ldquo|#\d{2,5}|#x[0-9a-f]{2,5});"
 )
 _LOG = re.compile(
-    r"^\s*\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[^\n]{0,40}?\b(?:DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL)\b"
-    r"|^\s*\[?(?:DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL)\]?[ :-]+\[?\d{4}-\d\d-\d\d"
+    r"^[ \t]*\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[^\n]{0,40}?\b(?:DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL)\b"
+    r"|^[ \t]*\[?(?:DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL)\]?[ :-]+\[?\d{4}-\d\d-\d\d"
     r"|^Traceback \(most recent call last\):",
     re.MULTILINE,
 )

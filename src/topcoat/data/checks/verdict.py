@@ -72,6 +72,7 @@ class Verdict:
             "files": [file for _, file in self.corpus.starts],
             "ok": not self.stops,
             "headline": self.headline(),
+            "notes": self.corpus.notes,
             "figures": self.figures.to_dict(),
             "checks": self.looked_for,
             "findings": [self._plain(one) for one in self.found],
@@ -102,6 +103,7 @@ class Verdict:
 
     def __rich__(self) -> RenderableType:
         lines = [Text(f"{', '.join(file for _, file in self.corpus.starts)}: {self._size()}")]
+        lines += [Text(f"note: {note}") for note in self.corpus.notes]
         for one in self.found:
             lines += ["", *self._said(one)]  # type: ignore[list-item]
         lines += [Text(), Text(self.headline(), style="bold red" if self.stops else "bold green")]
