@@ -118,7 +118,7 @@ WRONG = {
     "latin-1 csv": ("a.csv", b"text\ncaf\xe9\n", "a.csv line 2: is not UTF-8: byte 0xe9"),
     "not gzip": ("a.jsonl.gz", LINES, "a.jsonl.gz is not a whole gzip file"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(LINES.encode() * 99)[:60], "ends too early"),
-    "bent gzip": ("a.jsonl.gz", gzip.compress(LINES.encode())[:-8] + b"\0" * 8, "is not a whole gzip file (incorrect data check"),
+    "bent gzip": ("a.jsonl.gz", gzip.compress(LINES.encode())[:-8] + b"\0" * 8, "(incorrect data check"),
     "not parquet": ("a.parquet", b"PAR1 nothing of the kind", "a.parquet is not a whole Parquet file"),
     "ragged csv": ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv line 3: has 3 fields; the header has 2 (a, b)"),
     "short csv": ("a.csv", "a,b\n1\n", "a.csv line 2: has 1 field; the header has 2"),

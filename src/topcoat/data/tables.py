@@ -75,7 +75,8 @@ def _records(lines: _Lines, separator: str) -> Iterator[Item]:
             header = fields
             _check_header(header, separator)
         elif len(fields) != len(header):
-            what = f"has {len(fields):,} {'field' if len(fields) == 1 else 'fields'}; the header has {len(header)} ({names(header)})"
+            size = f"{len(fields):,} {'field' if len(fields) == 1 else 'fields'}"
+            what = f"has {size}; the header has {len(header)} ({names(header)})"
             yield BadLine(line, what, "quote fields that hold a separator or a line break")
         else:
             yield line, dict(zip(header, fields, strict=True))
