@@ -48,6 +48,7 @@ class PlainFile:
 
     path: str
     renderer: Renderer
+    spec: str
     form: str
     columns: Columns
     loss_on: str
@@ -60,7 +61,7 @@ class PlainFile:
             Unplain: the file must be read in the long way.
         """
         kind, packed = kind_of(Path(self.path))
-        library, straight = threadless_library(), _straight(self.renderer, self.loss_on)
+        library, straight = threadless_library(), _straight(self.renderer, self.spec, self.loss_on)
         if kind != ".jsonl" or library is None or straight is None:
             raise Unplain
         try:
@@ -161,19 +162,19 @@ def _merged(one: Arrays, other: Arrays) -> list[bytes]:
     return [rows.tobytes(), ids.tobytes(), trained.tobytes(), b"".join(said)]
 
 
-def _straight(renderer: Renderer, loss_on: str) -> Straight | None:
-    words = _words(renderer.tokenizer.backend_tokenizer)
+def _straight(renderer: Renderer, spec: str, loss_on: str) -> Straight | None:
+    words = _words(renderer.tokenizer.backend_tokenizer, spec)
     return straight_of(renderer, words.another() if words else None, loss_on)
 
 
 _known: OrderedDict[str, Words | None] = OrderedDict()
 
 
-def _words(tokenizer: Tokenizer) -> Words | None:
+def _words(tokenizer: Tokenizer, spec: str) -> Words | None:
     """words_of the tokenizer, which is asked once for the last few of them."""
-    name = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    name = hashlib.sha256(spec.encode()).hexdigest()
     if name not in _known:
-        _known[name] = words_of(tokenizer)
+        _known[name] = words_of(tokenizer, spec)
         if len(_known) > KNOWN:
             _known.popitem(last=False)
     return _known[name]

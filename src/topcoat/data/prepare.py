@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ from topcoat.data.words import NotSeparable
 from topcoat.data.workers import BATCH_CHARACTERS, BATCH_ROWS, Encoded, FormatUnknown, Workers
 from topcoat.errors import TopcoatError
 from topcoat.files import CHUNK_BYTES
+from topcoat.kernels.native.build import FOLDER as NATIVE
+
+COMPILED = ("pieces.h", "rows.c", "utf8.h", "words.c")
+"""The sources in C of what turns rows into tokens."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Preparation:
     columns: Columns
     loss_on: str
     allow: Sequence[str]
+
+    @cached_property
+    def spec(self) -> str:
+        """The tokenizer's tokenizer.json."""
+        return str(self.tokenizer.backend_tokenizer.to_str())
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -71,7 +80,7 @@ class Preparation:
             "content": content,
             "kind": kind,
             "texts": texts,
-            "tokenizer": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "tokenizer": hashlib.sha256(self.spec.encode()).hexdigest(),
             "special": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
             "template": chat.text,
             "date": date.today().isoformat() if chat.names_the_date else None,
@@ -86,9 +95,10 @@ class Preparation:
 
 @cache
 def _code() -> list[str]:
-    """The programs that turn rows into tokens: this folder's sources and the libraries below them."""
+    """The programs that turn rows into tokens: this folder's sources, those in C, and the libraries below them."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    sources = [*sorted(Path(__file__).parent.rglob("*.py")), *(NATIVE / name for name in COMPILED)]
+    for source in sources:
         digest.update(source.read_bytes())
     libraries = [f"{name} {version(name)}" for name in ("tokenizers", "transformers", "jinja2", "orjson", "pyarrow")]
     return [str(VERSION), digest.hexdigest(), *libraries]
@@ -150,7 +160,7 @@ class _Source:
 def _short(source: _Source) -> Generator[Encoded]:
     """The file's rows in the short way. Raises Unplain where it must be read in another."""
     its = source.preparation
-    file = PlainFile(source.path, its.renderer, its.form, its.columns, its.loss_on, source.texts)
+    file = PlainFile(source.path, its.renderer, its.spec, its.form, its.columns, its.loss_on, source.texts)
     with Workers({**its.arguments, "by_words": False}) as workers:  # of the few rows that are not plain
         yield from file.encode(source.first, workers, source.reached)
 

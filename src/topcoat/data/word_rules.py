@@ -62,7 +62,8 @@ def rules_of(spec: Mapping[str, Any]) -> Rules | None:
     characters = byte_characters()
     vocabulary: dict[str, int] = model["vocab"]
     pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
-    flat = chain.from_iterable((vocabulary[a], vocabulary[b], vocabulary[a + b]) for a, b in pairs)
+    sides = [[pair[0] for pair in pairs], [pair[1] for pair in pairs], [pair[0] + pair[1] for pair in pairs]]
+    merges = np.array([list(map(vocabulary.__getitem__, texts)) for texts in sides], np.int32).T
     whole = None
     if model.get("ignore_merges"):
         code = {character: byte for byte, character in enumerate(characters)}
@@ -72,7 +73,7 @@ def rules_of(spec: Mapping[str, Any]) -> Rules | None:
         *cut,
         kinds_of_characters(bool(spec["normalizer"])),
         np.array([vocabulary.get(character, -1) for character in characters], np.int32),
-        np.fromiter(flat, np.int32, 3 * len(pairs)).reshape(-1, 3),
+        np.ascontiguousarray(merges),
         whole,
         np.array([vocabulary[text] for text in known] if whole is not None else [], np.int32),
     )

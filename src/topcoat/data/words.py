@@ -173,9 +173,12 @@ def _characters(text: str) -> Places:
     return np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
 
 
-def words_of(tokenizer: Tokenizer) -> Words | None:
-    """A Words that encodes as `tokenizer` does; None for a tokenizer that does not cut so, or is of another kind."""
-    spec: dict[str, Any] = json.loads(tokenizer.to_str())
+def words_of(tokenizer: Tokenizer, text: str = "") -> Words | None:
+    """A Words that encodes as `tokenizer` does; None for a tokenizer that does not cut so, or is of another kind.
+
+    `text` is its tokenizer.json, where that is at hand.
+    """
+    spec: dict[str, Any] = json.loads(text or tokenizer.to_str())
     model, normalizer = spec["model"], spec["normalizer"]
     plain = model["type"] == "BPE" and not model.get("dropout") and not model.get("continuing_subword_prefix")
     if not plain or spec["truncation"] or spec["padding"] or (normalizer and normalizer["type"] != "NFC"):

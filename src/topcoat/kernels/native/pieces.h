@@ -70,7 +70,8 @@ INLINE int64_t cl100k_piece(const struct text *t, int64_t p, int64_t end, int64_
     uint8_t kind = t->kinds[p];
     int64_t next = after(t, p);
     if (kind == LETTER) return run(t, p, end, LETTER);
-    if (kind != DIGIT && !is_break(t->bytes[p]) && next < end && t->kinds[next] == LETTER) return run(t, next, end, LETTER);
+    if (kind != DIGIT && !is_break(t->bytes[p]) && next < end && t->kinds[next] == LETTER)
+        return run(t, next, end, LETTER);
     if (kind == DIGIT) {
         int64_t q = p;
         for (int64_t n = 0; q < end && t->kinds[q] == DIGIT && (!digits || n < digits); n++) q = after(t, q);

@@ -1,7 +1,7 @@
 /* Lines of JSON -> their texts and what is around them; pieces of texts put together; 64 bits of BLAKE2b.
 
-data/plain_lines.py says what rows are plain and what becomes of the others: this file only has to be sure of a line, or
-leave it. A line is read as RFC 8259 has it; text is UTF-8 without surrogates. */
+data/plain_lines.py says what rows are plain and what becomes of the others: this file only has to be sure of a line,
+or leave it. A line is read as RFC 8259 has it; text is UTF-8 without surrogates. */
 #include "utf8.h"
 
 enum { DEEPEST = 6, LONGEST_NAME = 64, MOST_DIGITS = 15 };
@@ -94,9 +94,9 @@ static int unquoted(struct reader *r) {
         while (r->end - r->p >= 8) {
             uint64_t x = load8(r->p), ones = 0x0101010101010101u, high = 0x8080808080808080u;
             uint64_t quote = x ^ (ones * '"'), slash = x ^ (ones * '\\');
-            uint64_t stop = (((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((x - ones * 0x20) & ~x) | x) & high;
+            uint64_t stop = ((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((x - ones * 0x20) & ~x) | x;
             memcpy(r->text, &x, 8);
-            if (stop) { /* the lowest marked byte is surely one: borrows only go up */
+            if (stop &= high) { /* the lowest marked byte is surely one: borrows only go up */
                 int64_t n = __builtin_ctzll(stop) >> 3;
                 r->p += n, r->text += n;
                 break;
@@ -114,8 +114,8 @@ static int unquoted(struct reader *r) {
     }
 }
 
-/* Whether a text to be wary of stands in [p, end), or may begin there and end behind, the white space from `inner` on or
-any of it left out. */
+/* Whether a text to be wary of stands in [p, end), or may begin there and end behind, with or without the white space
+from `inner` on. */
 static int is_wary(const struct reader *r, const uint8_t *p, const uint8_t *inner, const uint8_t *end) {
     for (; p < end; p++) {
         if (LIKELY(!r->firsts[*p])) continue;

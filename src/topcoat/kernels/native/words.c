@@ -1,12 +1,13 @@
 /* Words of texts -> ids and ends of their tokens, each word remembered; data/words.py says when that is right.
 
 A memory is a table of words with open addressing: bytes of a word, whether it begins a segment -> its tokens. What was
-not met before is merged here where the rules are known (struct rules), else it is asked for: words_find leaves it without tokens, words_asked lists it, words_tell answers. A memory is one thread's; rules may be shared. */
+not met before is merged here where the rules are known (struct rules), else it is asked for: words_find leaves it
+without tokens, words_asked lists it, words_tell answers. A memory is one thread's; rules may be shared. */
 #include "pieces.h"
 #include "utf8.h"
 #include <stdlib.h>
 
-enum { INLINE_BYTES = 24, FEW = 4, LONGEST = 256, LONGEST_PIECE = 256, ASKED = -1 };
+enum { INLINE_BYTES = 24, FEW = 4, LONGEST = 256, LONGEST_PIECE = 256, ASKED = -1, AHEAD = 16 };
 
 struct merge {
     uint64_t pair; /* the ids of both, one above the other */
@@ -71,7 +72,9 @@ static int hold(void *array, int64_t *room, int64_t count, size_t size) {
 }
 
 /* The first n bytes at p, n up to 8, zeros behind. Eight bytes are read. */
-INLINE uint64_t load_some8(const uint8_t *p, int64_t n) { return n >= 8 ? load8(p) : n <= 0 ? 0 : load8(p) & ((1ull << 8 * n) - 1); }
+INLINE uint64_t load_some8(const uint8_t *p, int64_t n) {
+    return n >= 8 ? load8(p) : n <= 0 ? 0 : load8(p) & ((1ull << 8 * n) - 1);
+}
 
 INLINE uint64_t mixed(uint64_t h, uint64_t x) {
     h = (h ^ x) * 0x9E3779B97F4A7C15u;
@@ -187,7 +190,8 @@ INLINE const struct merge *merge_of(const struct rules *r, int32_t left, int32_t
 
 /* The tokens of a piece, appended behind n others: always the leftmost pair of the lowest rank is merged. Their number
 with these. `base` is where the piece begins in its word. */
-static int64_t merge_piece(const struct rules *r, const uint8_t *piece, int64_t size, int64_t base, int64_t n, int32_t *ids, int32_t *ends) {
+static int64_t merge_piece(const struct rules *r, const uint8_t *piece, int64_t size, int64_t base, int64_t n,
+                           int32_t *ids, int32_t *ends) {
     if (r->vocabulary) {
         uint8_t padded[LONGEST_PIECE + INLINE_BYTES] = {0};
         memcpy(padded, piece, (size_t)size);
@@ -271,9 +275,9 @@ void EXPORT(words_rules_free)(struct rules *r) {
     free(r->merges), free(r);
 }
 
-/* Rules of merging: kinds of the first KINDS characters, ids of the 256 bytes, then of each merge's left, right and whole, in order of rank. `vocabulary`,
-whose n_whole tokens have borders and ids, is NULL where a piece that is a token may still be merged from its bytes; it
-goes on for 24 bytes. NULL without memory. */
+/* Rules of merging: kinds of the first KINDS characters, ids of the 256 bytes, then of each merge's left, right and
+whole, in order of rank. `vocabulary`, whose n_whole tokens have borders and ids, is NULL where a piece that is a token
+may still be merged from its bytes; it goes on for 24 bytes. NULL without memory. */
 struct rules *EXPORT(words_rules_new)(int64_t kind, int64_t digits, const uint8_t *kinds, const int32_t *byte_ids,
                                       int64_t n_merges, const int32_t *merges, int64_t n_whole,
                                       const uint8_t *vocabulary, const int64_t *borders, const int32_t *ids) {
@@ -305,15 +309,15 @@ failed:
     return NULL;
 }
 
-/* Looks up one word, merging it if it is new. Its number, or -1 without memory. */
-static int64_t find(struct memory *m, const uint8_t *data, int64_t start, int64_t size, int first) {
+/* Looks up one word that begins at `start`, merging it if it is new. Its number, or -1 without memory. */
+static int64_t find(struct memory *m, const struct key *k, int64_t start) {
+    int64_t size = k->size;
     int kept = size <= LONGEST;
-    struct key k = key_of(data + start, size, first);
     if (kept) {
-        uint64_t slot = m->slots[slot_of(m, &k)];
-        if (slot) return (uint32_t)slot - 1;
+        uint64_t slot = m->slots[slot_of(m, k)];
+        if (LIKELY(slot)) return (uint32_t)slot - 1;
     }
-    int64_t number = add(m, &k, kept);
+    int64_t number = add(m, k, kept);
     if (number < 0) return -1;
     int32_t few[2 * LONGEST], *ids = few, *ends = few + LONGEST, *many = NULL;
     uint8_t some[LONGEST], *kinds = some;
@@ -322,11 +326,20 @@ static int64_t find(struct memory *m, const uint8_t *data, int64_t start, int64_
         if (!many) return -1;
         ids = many, ends = many + size, kinds = (uint8_t *)(many + 2 * size);
     }
-    int64_t n = m->rules ? merge_word(m->rules, data + start, size, kinds, ids, ends) : -1;
-    int done = n < 0 ? hold(&m->asked, &m->asked_room, m->n_asked + 1, sizeof *m->asked) : tell(m, m->words + number, n, ids, ends);
-    if (n < 0 && done) m->asked[m->n_asked++] = (struct asked){number, start, size, first};
+    int64_t n = m->rules ? merge_word(m->rules, k->bytes, size, kinds, ids, ends) : -1;
+    int done = n < 0 ? hold(&m->asked, &m->asked_room, m->n_asked + 1, sizeof *m->asked)
+                     : tell(m, m->words + number, n, ids, ends);
+    if (n < 0 && done) m->asked[m->n_asked++] = (struct asked){number, start, size, k->length & 1};
     free(many);
     return done ? number : -1;
+}
+
+/* Where the word ends that begins at p. */
+INLINE int64_t word_end(const uint8_t *data, int64_t size, const uint8_t *marks, int64_t p) {
+    for (p++; p < size && !marks[p]; p++)
+        if (data[p] == ' ' && p + 1 < size && !marks[p + 1] && !space_at(data + p + 1) && !space_before(data + p, data))
+            break;
+    return p;
 }
 
 /* Cuts data into words and looks them up: starts and numbers of these, their count. -1 without memory.
@@ -335,17 +348,26 @@ marks[i] is not 0 where a segment begins: 0 is one. A word begins there, and at 
 of one segment that are no white space. data goes on for 24 bytes. What is asked for is that of this call. */
 int64_t EXPORT(words_find)(struct memory *m, const uint8_t *data, int64_t size, const uint8_t *marks, int64_t *starts,
                            int32_t *numbers) {
-    int64_t n = 0;
+    struct key keys[AHEAD];
     m->n_asked = 0;
-    for (int64_t p = 0, start = 0; p < size; start = p) {
-        for (p++; p < size; p++) {
-            if (marks[p]) break;
-            if (data[p] == ' ' && !(p + 1 == size || marks[p + 1]) && !space_at(data + p + 1) && !space_before(data + p, data)) break;
+    int64_t n = 0;
+    for (int64_t p = 0; p < size;) { /* some words at a time: their places are fetched while others are looked at */
+        int count = 0;
+        for (int64_t end; count < AHEAD && p < size; p = end, count++) {
+            end = word_end(data, size, marks, p);
+            keys[count] = key_of(data + p, end - p, marks[p] != 0);
+            starts[n + count] = p;
+            __builtin_prefetch(m->slots + (keys[count].hash >> (64 - m->bits)));
         }
-        int64_t number = find(m, data, start, p - start, marks[start] != 0);
-        if (number < 0) return -1;
-        starts[n] = start;
-        numbers[n++] = (int32_t)number;
+        for (int i = 0; i < count; i++) {
+            uint64_t slot = m->slots[keys[i].hash >> (64 - m->bits)];
+            if (slot) __builtin_prefetch(m->words + (uint32_t)slot - 1);
+        }
+        for (int i = 0; i < count; i++, n++) {
+            int64_t number = find(m, keys + i, starts[n]);
+            if (number < 0) return -1;
+            numbers[n] = (int32_t)number;
+        }
     }
     return n;
 }
@@ -357,8 +379,8 @@ int64_t EXPORT(words_asked)(const struct memory *m, int64_t *out) {
 }
 
 /* Answers what was asked, in its order; the tokens of all stand side by side. 0, or -1 without memory. */
-int64_t EXPORT(words_tell)(struct memory *m, int64_t n, const int64_t *numbers, const int64_t *counts, const int32_t *ids,
-                           const int32_t *ends) {
+int64_t EXPORT(words_tell)(struct memory *m, int64_t n, const int64_t *numbers, const int64_t *counts,
+                           const int32_t *ids, const int32_t *ends) {
     for (int64_t i = 0; i < n; ids += counts[i], ends += counts[i], i++)
         if (!tell(m, m->words + numbers[i], counts[i], ids, ends)) return -1;
     return 0;
@@ -378,7 +400,10 @@ void EXPORT(words_held)(const struct memory *m, int64_t *out) { out[0] = m->n, o
 /* Tokens of n words. */
 int64_t EXPORT(words_count)(const struct memory *m, int64_t n, const int32_t *numbers) {
     int64_t count = 0;
-    for (int64_t i = 0; i < n; i++) count += m->words[numbers[i]].count;
+    for (int64_t i = 0; i < n; i++) {
+        if (i + AHEAD < n) __builtin_prefetch(m->words + numbers[i + AHEAD]);
+        count += m->words[numbers[i]].count;
+    }
     return count;
 }
 
@@ -388,6 +413,7 @@ void EXPORT(words_write)(const struct memory *m, int64_t n, const int64_t *start
                          int64_t *ends, int64_t texts, const int64_t *begins, int64_t *borders) {
     int64_t done = 0, text = 0;
     for (int64_t i = 0; i < n; i++) {
+        if (i + AHEAD < n) __builtin_prefetch(m->words + numbers[i + AHEAD]);
         while (text < texts && begins[text] <= starts[i]) borders[text++] = done;
         const struct word *w = m->words + numbers[i];
         int few = w->count <= FEW && w->length >> 1 < 256;
