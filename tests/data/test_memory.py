@@ -67,10 +67,12 @@ def stream(write, chatml, tmp_path, megabytes: int) -> dict:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_file(write, folder, chatml, tmp_path):
-    few, many = (stream(write, chatml, tmp_path, megabytes) for megabytes in (20, 80))
-    assert many["size"] > 3.5 * few["size"]
+    few, many = (stream(write, chatml, tmp_path, megabytes) for megabytes in (80, 250))
+    assert many["size"] > 3 * few["size"]
     assert many["size"] > 2 * many["grown"]
-    assert many["grown"] < few["grown"] + 250 * (many["rows"] - few["rows"])  # views and orders; a row has 2 kB
+    of_threads = 24 * 2**20  # their buffers come to their size as it happens
+    grown = many["grown"] - few["grown"] - of_threads
+    assert grown < 250 * (many["rows"] - few["rows"])  # views and orders; a row has 2 kB
 
 
 LIMITED = """if True:
