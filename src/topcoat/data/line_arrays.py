@@ -69,7 +69,7 @@ class LineReader:
         lines, layout_ends, text_ends = np.empty(n + 1, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
         kinds, layouts = np.empty(n, np.uint8), np.empty(size + len(PADDING), np.uint8)
         texts = np.empty(size + len(PADDING), np.uint8)
-        most = size // 3 + 1  # a text takes its quotes and something between
+        most = chunk.count(b'"') // 2 + 1  # a text takes two
         starts, sizes, wary = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.bool_)
         left, right = np.empty(most, np.int32), np.empty(most, np.int32)
         n = self._library.rows_read(

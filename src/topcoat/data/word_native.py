@@ -71,7 +71,8 @@ class NativeMemory:
     ) -> tuple[NDArray[np.int32], Places, Places]:
         """The same for the first `size` bytes of `data`, which goes on for those of PADDING; `marks` are at edges."""
         library, memory = self._library, self._memory
-        starts, numbers = np.empty(size + 1, np.int64), np.empty(size + 1, np.int32)  # pages are taken as they are used
+        most = int(np.count_nonzero(data[:size] == ord(" ")) + np.count_nonzero(marks)) + 1  # words
+        starts, numbers = np.empty(most, np.int64), np.empty(most, np.int32)
         n = _done(
             library.words_find(
                 memory, data.ctypes.data, size, marks.ctypes.data, starts.ctypes.data, numbers.ctypes.data
