@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from itertools import pairwise
@@ -269,6 +272,22 @@ def test_the_texts_of_lines_are_those_of_their_json(drawn, how):
                 assert read.wary[number] == ("<|im_end|>" in text or near)
         else:
             assert first == end
+
+
+@pytest.mark.parametrize(
+    ("text", "wary"),
+    [("a\n", True), ("a  ", True), ("a b", False), ("a\n\nb", True), ("a \tx", False), ("a  xb", True), ("<", True)],
+)
+def test_a_text_to_be_wary_of_may_begin_with_white_space(text, wary):
+    read = LineReader(threadless_library(), ["\n\n", "  x", "<end>"]).read(json.dumps({"a": text}).encode())
+    assert read.wary.tolist() == [wary]
+
+
+def test_a_child_that_encodes_imports_no_torch():
+    said = "import sys, topcoat.data.encode; assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "USE_TORCH": "0"}
+    done = subprocess.run([sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @settings(max_examples=300, deadline=None)
