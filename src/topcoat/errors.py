@@ -6,8 +6,16 @@ recipe or a file is said at once. The command line prints it without a traceback
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What steers a terminal: control characters but for line breaks and tabs, and marks of direction."""
+
+
+def _escaped(text: str) -> str:
+    return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -21,10 +29,11 @@ class Problem:
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:
-            lines.append(f"  where: {self.where}")
+            where = self.where.replace("\n", "\\n")
+            lines.append(f"  where: {where}")
         if self.fix:
             lines.append(f"  fix:   {self.fix}")
-        return "\n".join(lines)
+        return _escaped("\n".join(lines))
 
 
 class TopcoatError(Exception):

@@ -109,6 +109,21 @@ def test_rows_that_train_nothing(bad_rows):
     assert "set data.overlong: drop, truncate or split" in said
 
 
+@pytest.mark.parametrize("name", ["a\x1b[31m.jsonl", "a\nfix: rm.jsonl", "a\u202elnosj.jsonl"])
+def test_what_steers_a_terminal_in_a_path_is_shown_as_an_escape(topcoat, tmp_path, name):
+    path = tmp_path / name
+    for content, code in ((None, 2), (b"{", 2), ((GOOD * 60).encode(), 0)):
+        if content is not None:
+            path.write_bytes(content)
+        done = topcoat("data", "check", str(path))
+        said = done.out + done.err
+        assert done.code == code
+        assert name not in said
+        assert "\x1b" not in said
+        assert repr(name)[1:-1] in said
+    assert topcoat("train", str(tmp_path / "a\x1b[2J.yaml")).err.count("a\\x1b[2J.yaml")
+
+
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 

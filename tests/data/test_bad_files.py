@@ -14,13 +14,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bad_containers import CONTAINERS
-from bad_files import ENCODINGS, LINE, LINES, LINES_OF_JSON, PACKED, TABLES
+from bad_files import ENCODINGS, LINE, LINES, LINES_OF_JSON, PACKED, TABLES, make
 from bad_rows import PATHS, ROWS
 
 from topcoat.data import opening
@@ -36,16 +35,6 @@ CASES = ENCODINGS | LINES_OF_JSON | TABLES | PACKED | CONTAINERS | PATHS | ROWS
 def test_the_table_is_as_long_as_the_kinds_are_many():
     parts = (ENCODINGS, LINES_OF_JSON, TABLES, PACKED, CONTAINERS, PATHS, ROWS)
     assert len(CASES) == sum(map(len, parts)) >= 150
-
-
-def make(folder: Path, name: str, content: Any) -> Path:
-    if isinstance(content, Callable):
-        return content(folder)
-    path = folder / name
-    if isinstance(content, list):
-        content = "".join(json.dumps(row) + "\n" for row in content)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 @pytest.mark.parametrize("case", CASES)

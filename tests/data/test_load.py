@@ -108,6 +108,13 @@ def test_overlong_rows_stop_the_run_saying_which_and_what_to_set(load):
         load(LONG, validation=None, context_length=64)
 
 
+def test_a_text_with_one_label_is_not_told_to_split(write, chatml):
+    path = write("a.jsonl", [{"text": "word " * 200, "label": name} for name in ("a", "b")])
+    settings = DataSettings(train=path, validation=None, max_length=64)
+    with pytest.raises(TopcoatError, match=r"set data\.max_length: \d+, or set data\.overlong: drop or truncate$"):
+        load_data(settings, chatml.tokenizer, context_length=4096, seed=1, objective="classification")
+
+
 def test_a_limit_beyond_the_models_context_is_refused(load):
     with pytest.raises(TopcoatError, match=r"data\.max_length is 1,024, but the model's context is 512 tokens"):
         load(rows(3), max_length=1024)

@@ -78,6 +78,16 @@ CASES = {  # id -> (what it speaks of, facts, what it says, what it is silent ab
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("objective", ["classification", "regression"])
+@pytest.mark.parametrize("data", [{"data.text_template": "{text}"}, {"data.format": "text"}, {}])
+def test_texts_that_are_labelled_are_no_knowledge_to_learn(objective, data):
+    assert "continued-pretraining" not in said({"train.objective": objective, **data}, {"data_format": "text"})
+
+
+def test_texts_made_of_columns_are_plain_text():
+    assert "continued-pretraining" in said({"data.text_template": "{text}"}, {})
+
+
 def recipe_of(settings: dict) -> object:
     values: dict = {"model": {"path": "m"}, "data": {"train": "t.jsonl"}, "output": "o"}
     for dots, value in settings.items():

@@ -56,6 +56,13 @@ def column(values: pa.Array) -> bytes:
     return parquet(pa.table({"prompt": ["a"] * len(values), "completion": values}))
 
 
+def nested(levels: int) -> bytes:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return parquet(pa.table({"prompt": ["a"], "completion": ["b"], "x": [value]}))
+
+
 NOT_UTF8 = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
 DEEP = '{"prompt": "a", "completion": "b", "x": ' + "[" * 900 + "]" * 900 + "}\n"
 
@@ -111,7 +118,14 @@ CONTAINERS: dict[str, tuple] = {
     "Ctrl-Z at the end": ("a.jsonl", LINE + "\x1a", "error", "line 2: has the character U+001A outside of its strings"),
     "record separators": ("a.jsonl", "\x1e" + LINE, "error", "line 1: has the character U+001E outside"),
     "JSON twice over": ("a.jsonl", json.dumps(json.dumps(ROW)) + "\n", "error", "json.dumps was called twice"),
-    "brackets 900 deep": ("a.jsonl", DEEP, "fine", 1),
+    "brackets 900 deep": ("a.jsonl", LINE + DEEP, "error", 'line 2: "x" is nested more than 64 levels deep'),
+    "brackets 900 deep in an array": ("a.json", f"[{DEEP}]", "error", '"x" is nested more than 64 levels deep'),
+    "brackets 64 deep": ("a.jsonl", DEEP.replace("[" * 900 + "]" * 900, "[" * 64 + "]" * 64), "fine", 1),
+    "tools 900 deep": (
+        *("a.jsonl", [{**chat(USER, ANSWER)[0], "tools": '[{"name":"f","x":' + "[" * 900 + "]" * 900 + "}]"}]),
+        *("error", 'line 1: "tools" is nested more than 64 levels deep'),
+    ),
+    "Parquet 70 deep": ("a.parquet", nested(70), "error", "schema too deeply nested"),
     "columns as lists": ("a.json", json.dumps({"prompt": ["a"], "completion": ["b"]}), "error", "it holds columns"),
     "rows by name": ("a.json", json.dumps({"x": ROW, "y": ROW}), "error", "write only its values, in a list"),
     "a very wide csv": (
@@ -123,6 +137,10 @@ CONTAINERS: dict[str, tuple] = {
         *("error", "names the column 'c7' twice"),
     ),
     "a quote in a tsv": ("a.tsv", 'prompt\tcompletion\n"a" b\tc\n', "error", "'a tab' expected after"),
+    "Parquet names that are no UTF-8": (
+        *("a.parquet", parquet([ROW] * 3).replace(b"prompt", b"\xffrompt")),
+        *("error", "a.parquet has a column whose name is not UTF-8: byte 0xff"),
+    ),
     "Parquet that is no UTF-8": ("a.parquet", column(NOT_UTF8), "error", "row 1: 'completion' holds a value Python"),
     "Parquet of fine durations": (
         *("a.parquet", column(pa.array([1, 5], pa.duration("ns")))),

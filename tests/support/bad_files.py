@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ LINE = json.dumps(ROW) + "\n"
 LINES = LINE * 3
 
 CSV = "prompt,completion\nHello,Hi\n"
+
+
+def make(folder: Path, name: str, content: Any) -> Path:
+    """The file of a case."""
+    if isinstance(content, Callable):
+        return content(folder)
+    path = folder / name
+    if isinstance(content, list):
+        content = "".join(json.dumps(row) + "\n" for row in content)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
 
 
 def text(value: str) -> str:
@@ -80,7 +92,12 @@ ENCODINGS: dict[str, tuple] = {
     "a surrogate pair": ("a.jsonl", text(r'"\ud83d\ude00"'), "fine", 1),
     "a surrogate in a column": ("a.jsonl", '{"\\ud83d": 1}', "error", r"the columns \ud83d are of no known format"),
     "NUL bytes only": ("a.jsonl", bytes(4096), "error", "begins with NUL bytes only: it was not written completely"),
-    "NUL bytes at the end": ("a.jsonl", LINES.encode() + bytes(512), "error", "line 4: has the character U+0000 outside"),
+    "NUL bytes at the end": (
+        "a.jsonl",
+        LINES.encode() + bytes(512),
+        "error",
+        "line 4: has the character U+0000 outside",
+    ),
     "a raw NUL in a string": ("a.jsonl", '{"text": "a\0b"}', "error", "has the control character U+0000 in a string"),
     "a raw tab in a string": ("a.jsonl", '{"text": "a\tb"}', "error", "has the control character U+0009 in a string"),
     "an escaped NUL": ("a.jsonl", text(r'"a\u0000b"'), "fine", 1),

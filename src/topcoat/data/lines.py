@@ -19,6 +19,9 @@ ENDINGS = f"{', '.join(KINDS)}, each also with {', '.join(PACKINGS[:-1])} or {PA
 MOST_ROW_BYTES = 64 * 2**20
 """Longest row that is read: some 16 million tokens. A file without line ends must not fill the memory."""
 
+MOST_LEVELS = 64
+"""Most levels of brackets in a field, and in tools and arguments: what walks a row does so recursively."""
+
 MOST_LINES = 1_000_000
 """Most lines of one record, and most blank lines on end: what has more is no file of rows, and takes long to read."""
 
@@ -64,6 +67,34 @@ class Blanks:
         if line - self._line > MOST_LINES:
             what = f"has over {MOST_LINES:,} blank lines from line {self._line + 1:,} on"
             raise BadFile(what, "it was not written completely, or packed to fill a disk: write it again")
+
+
+def too_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
+    """Whether a value nests its brackets over `levels` deep. It looks no deeper than that."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    return levels == 0 or any(
+        too_deep(one, levels - 1)
+        for one in (value.values() if isinstance(value, dict) else value)
+        if type(one) is not str
+    )
+
+
+def deep_row(line: int, values: dict[str, Any]) -> BadLine | None:
+    """The refusal of a row with a field that nests too deeply, or None."""
+    for name, value in values.items():
+        if type(value) is not str and too_deep(value):
+            what = f'"{shown(name)}" is nested more than {MOST_LEVELS} levels deep'
+            return BadLine(line, what, "write it flatter, or leave that field out of the file")
+    return None
+
+
+def escaped(given: object) -> str:
+    """A text or path with control characters, marks of direction and halves of characters written as escapes."""
+    text = str(given)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from topcoat.data.lines import ENDINGS, KINDS, TEXTS, BadFile, names_rows, shown
+from topcoat.data.lines import ENDINGS, KINDS, TEXTS, BadFile, escaped, names_rows, shown
 from topcoat.data.streams import Trailing, bzip2_streams, gzip_streams, xz_streams, zstd_streams
 from topcoat.errors import TopcoatError
 
@@ -102,7 +102,7 @@ def kind_of(path: Path) -> tuple[str, str]:
         hint = "; write it as Parquet"
     if kind in (".xlsx", ".xls", ".ods"):
         hint = "; save the sheet as CSV (UTF-8)"
-    what = f"the extension {kind!r} of {path.name} is not one of a file of rows"
+    what = f"the extension {kind!r} of {escaped(path.name)} is not one of a file of rows"
     raise TopcoatError(what, str(path), f"use {ENDINGS}{hint}")
 
 
@@ -116,27 +116,33 @@ def _refuse_irregular(path: Path) -> None:
     if stat.S_ISDIR(mode):
         files = _data_files(path)
         inside = f"; it holds {', '.join(files[:5])}" if files else ""
-        raise TopcoatError(f"{path} is a folder; expected one file of rows{inside}", "data", "name one file in it")
+        raise TopcoatError(
+            f"{escaped(path)} is a folder; expected one file of rows{inside}", "data", "name one file in it"
+        )
     tests = {"a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a device": stat.S_ISCHR}
     what = next((name for name, is_one in tests.items() if is_one(mode)), "a device")
     fix = "write its rows into a file first: they are read more than once"
-    raise TopcoatError(f"{path} is {what}; expected a file of rows", "data", fix)
+    raise TopcoatError(f"{escaped(path)} is {what}; expected a file of rows", "data", fix)
 
 
 def _not_there(path: Path, error: OSError | ValueError) -> TopcoatError:
     number = error.errno if isinstance(error, OSError) else 0
     if number == errno.ELOOP:
-        return TopcoatError(f"{path} is a symbolic link that leads back to itself", "data", "name the file itself")
+        return TopcoatError(
+            f"{escaped(path)} is a symbolic link that leads back to itself", "data", "name the file itself"
+        )
     if number == errno.EACCES:
-        return TopcoatError(f"{path} cannot be reached: permission is denied", "data", "check its folder's permissions")
+        return TopcoatError(
+            f"{escaped(path)} cannot be reached: permission is denied", "data", "check its folder's permissions"
+        )
     if number == errno.ENAMETOOLONG:
-        return TopcoatError(f"{path.name[:60]}… is too long for a file name", "data", "use a shorter path")
+        return TopcoatError(f"{escaped(path.name[:60])}… is too long for a file name", "data", "use a shorter path")
     if not number:
         return TopcoatError(f"{str(path)!r} is no path: {error}", "data", "correct the path")
     if os.path.islink(path):
-        what = f"{path} is a symbolic link to {os.readlink(path)}, which is not there"
+        what = f"{escaped(path)} is a symbolic link to {escaped(os.readlink(path))}, which is not there"
         return TopcoatError(what, "data", "mend the link, or name the file itself")
-    return TopcoatError(f"there is no file {path}", "data", _near(path))
+    return TopcoatError(f"there is no file {escaped(path)}", "data", _near(path))
 
 
 def _data_files(folder: Path) -> list[str]:
@@ -156,15 +162,19 @@ def _near(path: Path) -> str:
     if name.startswith("~"):
         return f"write the folder out: {os.path.expanduser(name)}"
     if not folder.is_dir():
-        return f"the folder {folder} is not there either; check the path from {Path.cwd()}"
+        return f"the folder {escaped(folder)} is not there either; check the path from {Path.cwd()}"
     try:
         there = [shown(p.name) for p in folder.iterdir() if p.is_file()]
     except OSError:
-        return f"the folder {folder} cannot be listed; check the path"
+        return f"the folder {escaped(folder)} cannot be listed; check the path"
     near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
     near += sorted(name for name in there if name.split(".")[0] == path.name.split(".")[0] and name not in near)[:3]
     near = near or _data_files(folder)[:5]
-    return f"in {folder} there is {', '.join(near)}" if near else f"no data file is in {folder}; check the path"
+    return (
+        f"in {escaped(folder)} there is {', '.join(near)}"
+        if near
+        else f"no data file is in {escaped(folder)}; check the path"
+    )
 
 
 class Reached:
@@ -206,9 +216,11 @@ def opened(path: Path, kind: str, packed: str, reached: Reached | None = None) -
             after = os.fstat(file.fileno())
     except OSError as error:
         reason = error.strerror or str(error)
-        raise TopcoatError(f"{path.name} cannot be read: {reason}", str(path), "check its permissions") from error
+        raise TopcoatError(
+            f"{escaped(path.name)} cannot be read: {reason}", str(path), "check its permissions"
+        ) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        what = f"{path.name} was changed while it was read ({before.st_size:,} bytes, now {after.st_size:,})"
+        what = f"{escaped(path.name)} was changed while it was read ({before.st_size:,} bytes, now {after.st_size:,})"
         raise TopcoatError(what, str(path), "wait until it is written, then start again")
 
 

@@ -96,6 +96,15 @@ def _refuse(examples: Examples, long: Examples, max_length: int, context_length:
         f" answer tokens (first: {long.place(0)}, {long.lengths[0]:,} tokens; longest:"
         f" {long.place(at)}, {need:,})"
     )
-    raised = f"set data.max_length: {need}, or " if need <= context_length else ""
-    limit = "" if need <= context_length else f" (the model's context is {context_length:,} tokens)"
-    raise TopcoatError(what, "data.max_length", f"{raised}set data.overlong: drop, truncate or split{limit}")
+    raise TopcoatError(what, "data.max_length", way_out(need, context_length, labelled=examples.labelled))
+
+
+def way_out(longest: int, context_length: int, *, labelled: bool, counted: bool = True) -> str:
+    """What to set where examples are longer than data.max_length: a limit the model can have, or what to do with them.
+
+    A text with one label has no parts to `split` into. Where not every example was `counted`, the longest is not known.
+    """
+    ways = "drop or truncate" if labelled else "drop, truncate or split"
+    if longest > context_length:
+        return f"set data.overlong: {ways} (the model's context is {context_length:,} tokens)"
+    return f"set data.max_length: {longest if counted else 'auto'}, or set data.overlong: {ways}"

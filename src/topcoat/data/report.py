@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from topcoat.data.examples import Places
+from topcoat.data.lines import escaped
 from topcoat.units import show_percent
 
 SHOWN = 5  # row numbers printed for each thing that happened
@@ -88,7 +89,7 @@ class DataReport:
 
     def __rich__(self) -> RenderableType:
         table = Table(title="data", show_header=False, title_justify="left")
-        table.add_row("files", ", ".join(self.files))
+        table.add_row("files", ", ".join(map(escaped, self.files)))
         table.add_row("format", f"{self.format}, {self.rows:,} rows")
         table.add_row("template", f"{self.template}; answers end with {' or '.join(self.stop_tokens) or 'eos'}")
         table.add_row("examples", f"{self.train_examples:,} to train, {self.validation_examples:,} to validate")

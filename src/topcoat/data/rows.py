@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from topcoat.data.lines import TEXTS, BadFile, BadLine
+from topcoat.data.lines import TEXTS, BadFile, BadLine, deep_row, escaped
 from topcoat.data.opening import PACKED, Reached, kind_of, opened
 from topcoat.data.readers import READERS
 from topcoat.errors import Problem, TopcoatError
@@ -35,7 +35,7 @@ class Row:
 
 def place(file: str, line: int) -> str:
     """Where a row stands, for people: the file's name and the line (Parquet: the row)."""
-    name = Path(file).name
+    name = escaped(Path(file).name)
     unpacked = Path(name).stem if Path(name).suffix.lower() in PACKED else name
     if unpacked.lower().endswith(TEXTS):  # one document
         return name
@@ -91,15 +91,16 @@ def iter_rows(path: str | Path, notes: list[str] | None = None, reached: Reached
             is_blank = not stream.peek(1).strip(b" \t\r\n\xef\xbb\xbf")
             for item in READERS[kind](stream, said) if stream.peek(1) else ():
                 found = True
-                if isinstance(item, BadLine):
-                    bad.add(place(str(path), item.line), item.what, item.fix)
+                wrong = item if isinstance(item, BadLine) else deep_row(*item)
+                if wrong is not None:
+                    bad.add(place(str(path), wrong.line), wrong.what, wrong.fix)
                 elif not bad.count:
                     yield Row(item[1], str(path), item[0])
     except BadFile as error:
-        raise TopcoatError(f"{path.name} {error.what}", str(path), error.fix) from error
+        raise TopcoatError(f"{escaped(path.name)} {error.what}", str(path), error.fix) from error
     bad.raise_if_any()
     if not found:
         what = "is empty: it has no rows" if is_blank else "has no rows"
-        raise TopcoatError(f"{path.name} {what}", str(path), "write at least one row into it")
+        raise TopcoatError(f"{escaped(path.name)} {what}", str(path), "write at least one row into it")
     if notes is not None:
-        notes.extend(f"{path.name} {note}" for note in said)
+        notes.extend(f"{escaped(path.name)} {note}" for note in said)

@@ -165,6 +165,9 @@ def read_parquet(stream: io.BufferedReader, notes: list[str]) -> Iterator[Item]:
             for row in _rows_of(batch, number):
                 number += 1
                 yield number, row
+    except UnicodeDecodeError as error:  # pyarrow holds names as bytes until they are asked for
+        what = f"has a column whose name is not UTF-8: byte 0x{error.object[error.start]:02x}"
+        raise BadFile(what, "write it again, with names in UTF-8") from error
     except (pa.ArrowException, OSError) as error:
         first = "".join(c if c.isprintable() else "\ufffd" for c in str(error).strip().split("\n")[0].rstrip(".")[:200])
         behind = f" behind row {number:,}" if number else ""

@@ -89,7 +89,7 @@ def long_prompts(recipe: Recipe, facts: Facts) -> str | None:
 def continued_pretraining(recipe: Recipe, facts: Facts) -> str | None:
     """Plain text, new knowledge and code want a higher rank, 128 to 256, or full tuning."""
     text = "text" in (recipe.data.format, facts.data_format) or recipe.data.text_template is not None
-    text = text or recipe.train.objective == "completion"
+    text = (text and recipe.train.objective == "sft") or recipe.train.objective == "completion"
     if text and isinstance(recipe.adapter, LoraConfig) and recipe.adapter.r < 128:
         return (
             f"adapter.r is {recipe.adapter.r} on plain text: to learn new knowledge, 128 to 256 (with use_rslora), "

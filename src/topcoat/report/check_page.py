@@ -41,7 +41,7 @@ def render(verdict: Verdict) -> str:
         found[one.family].append(_finding(verdict, one, hidden))
     held = verdict.figures
     return template.render(
-        name=Path(verdict.corpus.file).name,
+        name=_safe(", ".join(Path(file).name for _, file in verdict.corpus.starts) or Path(verdict.corpus.file).name),
         headline=verdict.headline(),
         stops=bool(verdict.stops),
         facts=_facts(verdict),
@@ -84,7 +84,7 @@ def _finding(verdict: Verdict, one: Found, hidden: set[int]) -> dict[str, Any]:
     for at in one.rows[:ROWS]:
         texts = ("", "") if at in hidden else (verdict.corpus.prompts[at], verdict.corpus.replies[at])
         said = one.finding.details.get(at, "") if at not in hidden or one.check in PRIVATE else ""
-        row = {"line": f"{verdict.corpus.lines[at]:,}", "said": _safe(said)}
+        row = {"place": _safe(verdict.corpus.place(at)), "said": _safe(said)}
         rows.append(row | dict(zip(("prompt", "reply"), map(_short, texts), strict=True)))
     return {
         "check": one.check,

@@ -56,6 +56,7 @@ def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
     return Setting(
         lengths=lengths,
         max_length=max_length,
+        context_length=opened.context_length,
         fill=_fill(recipe, lengths.tokens, max_length),
         overlong=recipe.data.overlong,
         packing=recipe.data.packing,

@@ -12,6 +12,7 @@ from topcoat.data.checks.settings import DataChecks
 from topcoat.data.checks.verdict import check
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
+from topcoat.report.check_page import render
 
 
 @pytest.fixture
@@ -164,3 +165,34 @@ def test_a_copy_leaves_out_long_rows_only_where_the_run_would(found):
     for overlong, dropped in (("error", None), ("drop", None), ("truncate", []), ("split", [])):
         setting = Setting(lengths=lengths(*[100] * 58, 300, 500), max_length=200, overlong=overlong, packing=False)
         assert found(clean_rows(60), setting=setting)["overlong"].drop == dropped
+
+
+@pytest.mark.parametrize(
+    ("context", "counted", "fix"),
+    [
+        (512, 60, "set data.max_length: 500, or set data.overlong: drop, truncate or split"),
+        (400, 60, "set data.overlong: drop, truncate or split (the model's context is 400 tokens)"),
+        (512, 120, "set data.max_length: auto, or set data.overlong: drop, truncate or split"),
+    ],
+)
+def test_rows_that_a_run_stops_at_stop_it_whatever_the_policy(corpus, context, counted, fix):
+    mine = corpus(clean_rows(counted))
+    mine.setting = Setting(lengths=lengths(*[100] * 58, 300, 500), max_length=200, context_length=context)
+    verdict = check(mine, DataChecks(overlong="warn"))
+    told = next(one for one in verdict.found if one.check == "overlong")
+    assert told.policy == "stop"
+    assert (told.finding.why, told.finding.fix) == ("with overlong: error the run stops at them", fix)
+    assert verdict.exit_code == 1
+    assert "stops a run" in verdict.headline()
+    assert check(mine, DataChecks(overlong="off")).exit_code == 0
+
+
+def test_the_page_of_a_mixture_names_the_file_of_each_row(tmp_path):
+    first, second = clean_rows(60), clean_rows(60, seed=1)
+    second[4] = dict(first[9])
+    for name, rows in (("a.jsonl", first), ("b.jsonl", second)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixture = [{"train_file": str(tmp_path / name), "weight": 1.0} for name in ("a.jsonl", "b.jsonl")]
+    page = render(check_files(DataSettings(train=str(tmp_path / "a.jsonl"), mixture=mixture, validation=None)))
+    assert '<th scope="row">b.jsonl line 5</th>' in page
+    assert "<h1>a.jsonl, b.jsonl</h1>" in page

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
@@ -64,6 +65,7 @@ class Setting:
 
     lengths: Lengths | None = None
     max_length: int | None = None
+    context_length: int = sys.maxsize
     overlong: str = "error"
     packing: bool = True
     fill: float | None = None

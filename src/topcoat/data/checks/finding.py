@@ -25,6 +25,8 @@ class Finding:
     """Rows that --fix leaves out, where they are not all of `rows`."""
     count: int | None = None
     """How many, where they are not rows of this file."""
+    stops: bool = False
+    """Whether a run stops at it, whatever its policy is."""
 
 
 def count(n: int, one: str, many: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from topcoat.data.checks.corpus import Corpus
 from topcoat.data.checks.finding import Finding, count
+from topcoat.data.labels import LABELLED
+from topcoat.data.overlong import way_out
 from topcoat.units import show_percent
 
 FULL, FULL_FROM = 0.9, 20  # rows below which the fill says nothing
@@ -29,11 +31,16 @@ def overlong(corpus: Corpus) -> list[Finding]:
         f"{count(len(long), 'row', 'rows')}{seen} longer than {limit:,} tokens, {show_percent(lost)} of all beyond it"
     )
     why = f"with overlong: {corpus.setting.overlong} {DONE[corpus.setting.overlong]}"
-    fix = f"raise data.max_length to {max(long.values()):,}, or choose data.overlong on purpose"
+    fix = way_out(
+        max(long.values()),
+        corpus.setting.context_length,
+        labelled=corpus.reading.objective in LABELLED,
+        counted=len(held.rows) == len(corpus),
+    )
     shown = {at: f"{size:,} tokens" for at, size in long.items()}
     # what the run cuts or splits it trains: only rows that it would stop at or leave out itself are left out of a copy
     left_out: list[int] | None = None if corpus.setting.overlong in ("error", "drop") else []
-    return [Finding(what, why, fix, list(long), shown, drop=left_out)]
+    return [Finding(what, why, fix, list(long), shown, drop=left_out, stops=corpus.setting.overlong == "error")]
 
 
 def packing(corpus: Corpus) -> list[Finding]:

@@ -15,6 +15,7 @@ from topcoat.data.checks.figures import Figures, figures
 from topcoat.data.checks.finding import Family, Finding, count
 from topcoat.data.checks.settings import DataChecks, Policy
 from topcoat.data.checks.table import CHECKS
+from topcoat.data.lines import escaped
 from topcoat.units import show_count
 
 SHOWN = 3  # rows named for each finding in the terminal
@@ -102,7 +103,7 @@ class Verdict:
                 }
 
     def __rich__(self) -> RenderableType:
-        lines = [Text(f"{', '.join(file for _, file in self.corpus.starts)}: {self._size()}")]
+        lines = [Text(f"{', '.join(escaped(file) for _, file in self.corpus.starts)}: {self._size()}")]
         lines += [Text(f"note: {note}") for note in self.corpus.notes]
         for one in self.found:
             lines += ["", *self._said(one)]  # type: ignore[list-item]
@@ -130,7 +131,7 @@ class Verdict:
             shown = []
             for at in finding.rows[:SHOWN]:
                 said = finding.details.get(at, "")
-                name = Path(self.corpus.file_of(at)).name
+                name = escaped(Path(self.corpus.file_of(at)).name)
                 shown.append(f"{name}:{self.corpus.lines[at]}" + (f" ({said})" if said else ""))
             more = len(finding.rows) - SHOWN
             lines.append(Text(f"     rows  {', '.join(shown)}" + (f" and {more:,} more" if more > 0 else "")))
@@ -146,7 +147,8 @@ def check(corpus: Corpus, policies: DataChecks, *, cheap_only: bool = False) -> 
     for done, name in enumerate(wanted):
         corpus.tell(f"checking {name}", done, len(wanted))
         entry = CHECKS[name]
-        found += [Found(name, entry.family, getattr(policies, name), finding) for finding in entry.find(corpus)]
+        for finding in entry.find(corpus):
+            found.append(Found(name, entry.family, "stop" if finding.stops else getattr(policies, name), finding))
     found.sort(key=lambda one: one.policy != "stop")
     corpus.tell("checked", len(wanted), len(wanted))
     return Verdict(corpus, figures(corpus, clusters=not cheap_only), found, wanted)
