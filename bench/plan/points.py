@@ -57,7 +57,7 @@ class Point:
             "data": {"train": rows, "validation": None, "cache": False} | (filled if self.length else {}),
             "train": {
                 "max_steps": STEPS,
-                "batch_size": self.at_once * self.micros if self.length else 16,
+                "batch_size": self.at_once * self.micros if self.length else 64,  # of chat rows: micro batches are full
                 "micro_batch_tokens": max(8, self.length * self.at_once) if self.length else "auto",
                 "recompute": self.recompute,
                 "optimizer": self.optimizer,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from topcoat.kernels import attention_tiled
 from topcoat.planning.architecture import architecture_of
 from topcoat.planning.bill import GROUPS, group_bytes
-from topcoat.planning.process import LIBRARY_BYTES, library_bytes, temporary_bytes
+from topcoat.planning.process import LIBRARY_BYTES, TILE, library_bytes, temporary_bytes
 from topcoat.planning.shapes import find_shape
 
 SIZE = architecture_of(find_shape("smollm2-135m").facts(), "x").block_sizes
@@ -15,9 +16,10 @@ def test_a_larger_vocabulary_has_larger_tables():
     assert library_bytes(151_936) - library_bytes(49_152) == 1000 * (151_936 - 49_152)
 
 
-def test_only_float32_leaves_temporaries_between_the_buffers():
-    assert temporary_bytes(SIZE, 30, 1024, 2) == 0
-    assert temporary_bytes(SIZE, 30, 1024, 4) == 30 * 1024 * 4 * (2 * 576 + 2 * 192 + 1536)
+def test_only_float32_has_temporaries_beside_the_buffers():
+    assert temporary_bytes(SIZE, 1024, 2) == 0
+    assert temporary_bytes(SIZE, 1024, 4) == 1024 * 4 * (2 * 576 + 2 * 192 + 1536 + 3 * 9 * 256)
+    assert TILE == attention_tiled.TILE
 
 
 def test_every_line_of_a_bill_is_in_one_part_of_the_picture():

@@ -108,6 +108,21 @@ def read_blocks(model: PreTrainedModel) -> list[Block] | str:
     return [_read(layer, layout, model.config) for layer in layers]
 
 
+def read_final_norm(model: PreTrainedModel) -> Norm | None:
+    """The norm behind the last block of a model that `read_blocks` reads; None where it trains."""
+    family = FAMILIES[model.config.model_type]
+    module = model.get_submodule(family.norm)
+    if isinstance(module, TrainedCopy) or any(parameter.requires_grad for parameter in module.parameters()):
+        return None
+    return _norm(module, LAYOUTS[model.config.model_type], family.norm_offset)
+
+
+def _norm(module: nn.Module, layout: Layout, offset: float) -> Norm:
+    weight = module.get_parameter("weight").detach()
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return Norm(weight.to(wide) + offset, getattr(module, layout.eps))
+
+
 def _read(layer: nn.Module, layout: Layout, config: PretrainedConfig) -> Block:
     attention = layer.get_submodule("self_attn")
     offset = FAMILIES[config.model_type].norm_offset
@@ -120,12 +135,7 @@ def _read(layer: nn.Module, layout: Layout, config: PretrainedConfig) -> Block:
     kv_heads = config.num_key_value_heads or config.num_attention_heads
 
     def norm(path: str | None) -> Norm | None:
-        if path is None:
-            return None
-        module = layer.get_submodule(path)
-        weight = module.get_parameter("weight").detach()
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return Norm(weight.to(wide) + offset, getattr(module, layout.eps))
+        return None if path is None else _norm(layer.get_submodule(path), layout, offset)
 
     norm1, norm2 = norm(layout.norm1), norm(layout.norm2)
     assert norm1 is not None

@@ -1,7 +1,7 @@
 """The fast path of one loaded model: its decoder layers replaced, during a training forward, by the hand-written stack.
 
-Embedding, rotary tables, final norm and head stay transformers' own; so do the layers whenever the fast path is not
-asked for (generation, chat, merging), because the swap lasts only as long as one forward.
+Embedding, rotary tables and head stay transformers' own, and a final norm that trains; so do the layers whenever the
+fast path is not asked for (generation, chat, merging), because the swap lasts only as long as one forward.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from topcoat.adapters.base import Adapter
 from topcoat.kernels.block import Batch
 from topcoat.kernels.decoder import Decoder, Shelf
 from topcoat.kernels.documents import Documents
+from topcoat.kernels.frozen_norm import FrozenNorm
 from topcoat.kernels.recompute import BlockSizes, Policy
-from topcoat.model.blocks import LAYOUTS, read_blocks
+from topcoat.model.blocks import LAYOUTS, read_blocks, read_final_norm
 from topcoat.model.families import FAMILIES
 
 
@@ -30,6 +31,8 @@ class FusedModel:
         self.model = model
         self.decoder = decoder
         self._stack = _Stack(model, decoder)
+        norm = read_final_norm(model)
+        self._norm = None if norm is None else FrozenNorm(norm.weight, norm.eps)
         self._loras = [module for module in model.modules() if isinstance(module, Adapter)]
 
     @property
@@ -42,11 +45,12 @@ class FusedModel:
 
         rows (N,) int64 are distinct flat positions; the last block computes no others after its attention.
         """
-        family = FAMILIES[self.model.config.model_type]
-        decoder = self.model.get_submodule(family.decoder)
+        model, family = self.model, FAMILIES[self.model.config.model_type]
+        decoder = model.get_submodule(family.decoder)
         self._stack.rows = rows
         self._stack.adapted = not self._loras or self._loras[0].enabled
-        with _swapped(self.model, family.blocks, nn.ModuleList([self._stack])):
+        norm = model.get_submodule(family.norm) if self._norm is None else self._norm
+        with _swapped(model, family.blocks, nn.ModuleList([self._stack])), _swapped(model, family.norm, norm):
             states: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
         return states.flatten(0, 1)
 

@@ -3,7 +3,7 @@
     before the model   Python, torch, transformers and what the run imports
     tokenizer          B bytes for each entry of its vocabulary: the tables of merges and pieces
     libraries          code pages that computing touches, and the products that oneDNN compiles and their scratch
-    temporaries        in fp32: what torch's own operations leave between the buffers of each layer, the first time
+    temporaries        in fp32: what torch's own operations hold beside the buffers of a layer
 
 Each is the difference of two readings of /proc/self/status in a run of SmolLM2-135M, or of the shape of Qwen2.5-0.5B
 for the vocabulary (Linux, x86, torch 2.13, glibc 2.36, 2 threads). Freed memory that the C library keeps is no term:
@@ -21,18 +21,21 @@ TOKEN_BYTES = 1000
 LIBRARY_BYTES = 75 * 10**6
 """25 MB of code pages between the first import and the end of a step, 50 MB of compiled products and their scratch."""
 
+TILE = 256
+"""Queries at once in `kernels/attention_tiled.py`, which needs torch; a test holds the two equal."""
+
 
 def library_bytes(vocab: int) -> int:
     """What the tokenizer and the libraries take once they work."""
     return TOKEN_BYTES * vocab + LIBRARY_BYTES
 
 
-def temporary_bytes(size: BlockSizes, layers: int, tokens: int, element_bytes: int) -> int:
-    """What stays free between the buffers of all layers: the compiled kernels take 16-bit tensors and have none.
-
-    In other dtypes torch gathers q, k and v, answers and gates in tensors of their own; a layer's buffers are made
-    behind them, so their places are free and too small for the next layer's.
+def temporary_bytes(size: BlockSizes, tokens: int, element_bytes: int) -> int:
+    """What torch's own operations hold beside the buffers of a layer: the compiled kernels take 16-bit tensors and hold
+    nothing. In other dtypes torch gathers q, k and v, answers and gates in tensors of their own, and the scores of a
+    tile of queries stand three times: as they are, as shares, and as gradients.
     """
     if element_bytes != 4:
         return 0
-    return layers * tokens * element_bytes * (2 * size.query + 2 * size.key_value + size.mlp)
+    gathered = tokens * (2 * size.query + 2 * size.key_value + size.mlp)
+    return element_bytes * (gathered + 3 * size.heads * TILE * tokens)

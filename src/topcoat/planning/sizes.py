@@ -119,7 +119,7 @@ def activation_lines(counts: Counts, setup: Setup) -> tuple[Line, Line]:
     sizing = blocks.sizes, blocks.ranks, setup.policies, T, setup.rows, e
     working = working_bytes(*sizing) + 4 * counts.trained_numbers
     if setup.working_bytes != 0:  # on a CPU
-        working += temporary_bytes(blocks.sizes[0], counts.layers, T, e)
+        working += temporary_bytes(blocks.sizes[0], T, e)
     return (
         Line("saved activations", kept_bytes(*sizing), f"{T:,} tokens, recompute {summary(setup.policies)}"),
         Line("backward working set", working, "shared by all layers, and new gradients"),
