@@ -48,7 +48,7 @@ def test_a_head_that_the_files_store_quantized_is_known_before_it_is_loaded(tiny
     quantize_checkpoint(DirectorySource(tiny_llama), tmp_path / "q", Nf4Config(overrides=ends))
     found = find_architecture(str(tmp_path / "q"))
     rows = LoraConfig(trainable_token_indices=[3])
-    with pytest.raises(TopcoatError, match="rows of model.embed_tokens, and model.embed_tokens is stored as int8"):
+    with pytest.raises(TopcoatError, match=r"rows of model\.embed_tokens, and model\.embed_tokens is stored as int8"):
         require_possible(found, rows, StoredConfig())
     require_possible(found, rows, Nf4Config())  # reads them as plain numbers
 
