@@ -37,10 +37,12 @@ def test_what_is_refused_is_refused_in_the_same_words_by_train_and_check(tmp_pat
     assert words in str(checked.value)
 
 
+@pytest.mark.parametrize("levels", [65, 900])
 @pytest.mark.parametrize("around", [0, 40, 4000])
-def test_a_row_that_is_nested_too_deeply_is_refused_wherever_it_stands(write, load, around):
+def test_a_row_that_is_nested_too_deeply_is_refused_wherever_it_stands(write, load, around, levels):
+    deep = DEEP.replace("[" * 900 + "]" * 900, "[" * levels + "]" * levels)
     lines = [json.dumps(row) + "\n" for row in rows(max(around, 1))]
-    path = write("a.jsonl", "".join([*lines, DEEP, *lines]))
+    path = write("a.jsonl", "".join([*lines, deep, *lines]))
     words = f'a.jsonl line {len(lines) + 1:,}: "x" is nested more than 64 levels deep'
     with pytest.raises(TopcoatError) as caught:
         load(path)

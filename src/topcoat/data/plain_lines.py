@@ -21,6 +21,7 @@ from topcoat.data.encode import Tokens, arrays_of
 from topcoat.data.labelled import Group, Places, Straightened
 from topcoat.data.layouts import Layout, Layouts, TooMany
 from topcoat.data.line_arrays import BLANK, LineArrays, LineReader, digests, joined
+from topcoat.data.lines import deep_row
 from topcoat.data.straight import VERIFY_EVERY, Straight
 from topcoat.json_files import quick_object
 from topcoat.kernels.native.library import Library
@@ -200,6 +201,6 @@ class PlainLines:
 def _row(line: bytes) -> dict[str, Any]:
     """The values of a row. Raises Unplain for a line that may be none."""
     values = quick_object(line)
-    if values is None:
+    if values is None or deep_row(0, values) is not None:
         raise Unplain
     return values

@@ -94,7 +94,7 @@ def iter_rows(path: str | Path, notes: list[str] | None = None, reached: Reached
                 wrong = item if isinstance(item, BadLine) else deep_row(*item)
                 if wrong is not None:
                     bad.add(place(str(path), wrong.line), wrong.what, wrong.fix)
-                elif not bad.count:
+                elif not bad.count and not isinstance(item, BadLine):
                     yield Row(item[1], str(path), item[0])
     except BadFile as error:
         raise TopcoatError(f"{escaped(path.name)} {error.what}", str(path), error.fix) from error

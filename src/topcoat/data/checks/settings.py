@@ -70,7 +70,7 @@ class DataChecks(Config):
     length_imbalance: Policy = "warn"
     """One row of a hundred holds more than a third of all text."""
     overlong: Policy = "warn"
-    """Rows longer than max_length, which are cut or left out."""
+    """Rows longer than max_length, which are cut or left out. With overlong: error a run stops at them in any case."""
     packing: Policy = "warn"
     """Less than nine tenths of the positions that are computed hold a token."""
     validation_leaks: Policy = "stop"
