@@ -6,12 +6,14 @@ even sample of as many), and its adapter's parameters are counted on a model wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.patterns import chosen
 from topcoat.adapters.settings import FullConfig, LoraConfig, TargetedConfig
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.data.batches import ROUND, StepPlan
-from topcoat.data.checks.corpus import Lengths, Setting, Tell
+from topcoat.data.checks.corpus import Lengths, Setting, Tell, silent
 from topcoat.data.checks.files import check_files
 from topcoat.data.checks.leaks import is_memory_test
 from topcoat.data.checks.table import CHECKS
@@ -48,9 +50,12 @@ def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
         TopcoatError: the model is not there or brings no tokenizer.
     """
     opened = open_tokenizer(recipe)
-    lengths = _lengths(recipe, Renderer(opened.tokenizer), rows, tell)
-    longest = max(lengths.tokens, default=0)
-    held_out = recipe.data.validation
+    renderer, held_out = Renderer(opened.tokenizer), recipe.data.validation
+    lengths = _lengths(recipe, renderer, [file for file, _ in recipe.data.train_files], rows, tell)
+    held_tokens: list[int] = []
+    if isinstance(held_out, str):
+        held_tokens = _lengths(recipe, renderer, [held_out], COUNTED, silent).tokens
+    longest = max([*lengths.tokens, *held_tokens], default=0)
     window = WINDOW if recipe.train.objective == "completion" else None
     max_length = choose_max_length(recipe.data.max_length, longest, opened.context_length, window)
     return Setting(
@@ -64,11 +69,13 @@ def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
         adapter_parameters=adapter_parameters(recipe),
         adapter_rank=_rank(recipe),
         held_out=held_out if isinstance(held_out, float) else None,
+        validation_tokens=held_tokens,
     )
 
 
-def _lengths(recipe: Recipe, renderer: Renderer, rows: int, tell: Tell) -> Lengths:
-    """Tokens and target tokens of the rows. Rows the template refuses are passed over: `train` names them."""
+def _lengths(recipe: Recipe, renderer: Renderer, files: Sequence[str], rows: int, tell: Tell) -> Lengths:
+    """Tokens and target tokens of the rows of the files, which are `rows` in all, or of as even a sample of them as
+    COUNTED allows. Rows the template refuses are passed over: `train` names them."""
     settings, objective = recipe.data, recipe.train.objective
     named, loss_on = read_as(recipe)
     step = -(-rows // COUNTED)
@@ -89,7 +96,7 @@ def _lengths(recipe: Recipe, renderer: Renderer, rows: int, tell: Tell) -> Lengt
         piece.clear()
 
     number = 0
-    for file, _ in settings.train_files:
+    for file in files:
         form = named
         for row in iter_rows(file):
             if number % step == 0:

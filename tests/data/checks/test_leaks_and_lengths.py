@@ -187,6 +187,19 @@ def test_rows_that_a_run_stops_at_stop_it_whatever_the_policy(corpus, context, c
     assert check(mine, DataChecks(overlong="off")).exit_code == 0
 
 
+def test_long_validation_rows_stop_a_run_too(corpus):
+    mine = corpus(clean_rows(60))
+    known = {"lengths": lengths(*[100] * 60), "max_length": 200, "validation_tokens": [90, 300, 250]}
+    mine.setting = Setting(**known, context_length=512)
+    verdict = check(mine, DataChecks())
+    (told,) = (one for one in verdict.found if one.check == "overlong")
+    assert told.policy == "stop"
+    assert told.finding.what == "2 validation rows longer than 200 tokens"
+    assert told.finding.fix.startswith("set data.max_length: 300, or")
+    mine.setting = Setting(**known, overlong="drop")
+    assert check(mine, DataChecks()).exit_code == 0
+
+
 def test_the_page_of_a_mixture_names_the_file_of_each_row(tmp_path):
     first, second = clean_rows(60), clean_rows(60, seed=1)
     second[4] = dict(first[9])

@@ -76,6 +76,8 @@ class Setting:
     adapter_rank: int | None = None
     held_out: float | None = None
     """Share of the rows that the run will hold out by itself."""
+    validation_tokens: list[int] = field(default_factory=list)
+    """Tokens of each row of the validation file."""
 
 
 @dataclass

@@ -23,24 +23,30 @@ def overlong(corpus: Corpus) -> list[Finding]:
     if held is None or limit is None:
         return []
     long = {at: size for at, size in zip(held.rows, held.tokens, strict=True) if size > limit}
+    stops = corpus.setting.overlong == "error"
+    beside = [size for size in corpus.setting.validation_tokens if size > limit] if stops else []
+    why = f"with overlong: {corpus.setting.overlong} {DONE[corpus.setting.overlong]}"
+    fix = way_out(
+        max([*long.values(), *beside], default=0),
+        corpus.setting.context_length,
+        labelled=corpus.reading.objective in LABELLED,
+        counted=len(held.rows) == len(corpus),
+    )
+    found = []
+    if beside:
+        what = f"{count(len(beside), 'validation row', 'validation rows')} longer than {limit:,} tokens"
+        found.append(Finding(what, why, fix, count=len(beside), stops=True))
     if not long:
-        return []
+        return found
     lost = sum(size - limit for size in long.values()) / max(1, sum(held.tokens))
     seen = f" of {len(held.rows):,} counted" if len(held.rows) < len(corpus) else ""
     what = (
         f"{count(len(long), 'row', 'rows')}{seen} longer than {limit:,} tokens, {show_percent(lost)} of all beyond it"
     )
-    why = f"with overlong: {corpus.setting.overlong} {DONE[corpus.setting.overlong]}"
-    fix = way_out(
-        max(long.values()),
-        corpus.setting.context_length,
-        labelled=corpus.reading.objective in LABELLED,
-        counted=len(held.rows) == len(corpus),
-    )
     shown = {at: f"{size:,} tokens" for at, size in long.items()}
     # what the run cuts or splits it trains: only rows that it would stop at or leave out itself are left out of a copy
     left_out: list[int] | None = None if corpus.setting.overlong in ("error", "drop") else []
-    return [Finding(what, why, fix, list(long), shown, drop=left_out, stops=corpus.setting.overlong == "error")]
+    return [Finding(what, why, fix, list(long), shown, drop=left_out, stops=stops), *found]
 
 
 def packing(corpus: Corpus) -> list[Finding]:
