@@ -149,6 +149,13 @@ def test_the_worst_batch_is_the_largest_of_the_run(lengths, budget, packing):
     assert worst.input_ids.numel() == max(sizes)
 
 
+def test_of_equally_large_batches_the_one_with_the_most_labels_is_the_worst():
+    lengths = [20, 20, 20, 20]
+    plan = StepPlan(lengths, seed=1, epochs=1, batch_size=1)
+    worst = worst_batch(plan, make(lengths), budget_tokens=20, packing=True, targets=[3, 5, 19, 1])
+    assert worst.rows == [2]
+
+
 def test_a_batch_moves_as_a_whole():
     (batch,) = micro_batches(make([3, 2]), [0, 1], budget_tokens=9, packing=True)
     moved = batch.to("meta")

@@ -278,22 +278,30 @@ def _arrays(examples: Sequence[Example], index: int) -> tuple[NDArray[np.int64],
 
 
 def worst_batch(
-    plan: StepPlan, examples: Sequence[Example], *, budget_tokens: int, packing: bool, virtual_tokens: int = 0
+    plan: StepPlan,
+    examples: Sequence[Example],
+    *,
+    budget_tokens: int,
+    packing: bool,
+    virtual_tokens: int = 0,
+    targets: Sequence[int] | NDArray[Any] | None = None,
 ) -> Batch:
-    """The micro batch with the most positions of the whole run; among equals the one with the longest example.
+    """The micro batch with the most positions of the whole run, padding included; among equals the one with the most
+    labels (`targets`, of every example), then the one with the longest example.
 
-    Of a run with many steps, the first that fills a row up to its padding is taken.
+    Of a run with many steps, the largest of the first ENOUGH_STEPS is taken if it fills a row up to its padding.
     """
     ceiling = max(budget_tokens, int(plan.lengths.max()) + virtual_tokens)
-    worst, chosen = (0, 0), [0]
+    worst, chosen = (0, 0, 0), [0]
     for step in range(plan.total_steps):
         indices = plan.step_examples(step)
         lengths = (plan.lengths[indices] + virtual_tokens).tolist()
         for group in _groups(lengths, budget_tokens, packing):
-            sizes = [lengths[at] for at in group]
-            positions = sum(sizes) if packing else len(sizes) * max(sizes)
-            if (positions, max(sizes)) > worst:
-                worst, chosen = (positions, max(sizes)), [indices[at] for at in group]
-        if worst[0] >= ceiling or (step > ENOUGH_STEPS and worst[0] + ROUND > ceiling):
+            sizes, members = [lengths[at] for at in group], [indices[at] for at in group]
+            positions = -(-sum(sizes) // ROUND) * ROUND if packing else len(sizes) * max(sizes)
+            labels = 0 if targets is None else int(sum(targets[index] for index in members))
+            if (positions, labels, max(sizes)) > worst:
+                worst, chosen = (positions, labels, max(sizes)), members
+        if step > ENOUGH_STEPS and worst[0] + ROUND > ceiling:
             break
     return (packed if packing else padded)(examples, chosen)

@@ -9,7 +9,8 @@
     compute copies                           the adapters' stacked A and B in e bytes; under autocast, e bytes a weight
     saved activations                        T * (policy's numbers * e + 4 heads) a layer (`activations.py`)
     backward working set                     what all layers share, and the gradients of one micro batch, 4 P
-    loss                                     3 N D e for the hidden rows and their gradient, and a chunk of logits
+    loss                                     5 N D e for the hidden rows before and after the last norm and what comes
+                                             back through both, and a chunk of logits
     dequantization buffer                    the largest stacked weight, e bytes a number; the logits use it too
 
 T tokens of a micro batch, N rows of them with a label, e bytes of the compute dtype, P trained numbers. On the path of
@@ -131,7 +132,7 @@ def _loss(counts: Counts, setup: Setup, scratch: int) -> Line:
     most = chunk_rows_of(counts.vocab, e)
     rows = min(most, loss_rows(setup.rows, counts.vocab, e))
     chunk = rows * counts.vocab * e
-    hidden = 3 * setup.rows * counts.hidden * e
+    hidden = 5 * setup.rows * counts.hidden * e
     return Line("loss", max(0, chunk - scratch) + hidden, f"{rows} rows of {counts.vocab:,} logits at a time")
 
 

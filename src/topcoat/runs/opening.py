@@ -76,7 +76,7 @@ class RunSteps:
     def worst(self) -> Batch:
         """The largest micro batch of the run; looked for once, since it walks all steps."""
         if self._worst is None:
-            self._worst = worst_batch(self.plan, self.examples, **self._how())
+            self._worst = worst_batch(self.plan, self.examples, targets=self.examples.targets, **self._how())
         return self._worst
 
     def _how(self) -> dict[str, Any]:
