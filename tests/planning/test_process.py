@@ -16,8 +16,8 @@ def test_a_larger_vocabulary_has_larger_tables():
     assert library_bytes(151_936) - library_bytes(49_152) == 1000 * (151_936 - 49_152)
 
 
-def test_only_float32_has_temporaries_beside_the_buffers():
-    assert temporary_bytes(SIZE, 1024, 2) == 0
+def test_temporaries_are_those_of_attention_and_in_float32_what_torch_gathers():
+    assert temporary_bytes(SIZE, 1024, 2) == 1024 * (2 * 14 * 64 + 8 * 192)
     assert temporary_bytes(SIZE, 1024, 4) == 1024 * 4 * (2 * 576 + 2 * 192 + 1536 + 3 * 9 * 256)
     assert TILE == attention_tiled.TILE
 

@@ -3,7 +3,7 @@
     before the model   Python, torch, transformers and what the run imports
     tokenizer          B bytes for each entry of its vocabulary: the tables of merges and pieces
     libraries          code pages that computing touches, and the products that oneDNN compiles and their scratch
-    temporaries        in fp32: what torch's own operations hold beside the buffers of a layer
+    temporaries        what the operations of a layer hold beside its buffers
 
 Each is the difference of two readings of /proc/self/status in a run of SmolLM2-135M, or of the shape of Qwen2.5-0.5B
 for the vocabulary (Linux, x86, torch 2.13, glibc 2.36, 2 threads). Freed memory that the C library keeps is no term:
@@ -21,6 +21,7 @@ TOKEN_BYTES = 1000
 LIBRARY_BYTES = 75 * 10**6
 """25 MB of code pages between the first import and the end of a step, 50 MB of compiled products and their scratch."""
 
+THREADS = 2
 TILE = 256
 """Queries at once in `kernels/attention_tiled.py`, which needs torch; a test holds the two equal."""
 
@@ -31,11 +32,14 @@ def library_bytes(vocab: int) -> int:
 
 
 def temporary_bytes(size: BlockSizes, tokens: int, element_bytes: int) -> int:
-    """What torch's own operations hold beside the buffers of a layer: the compiled kernels take 16-bit tensors and hold
-    nothing. In other dtypes torch gathers q, k and v, answers and gates in tensors of their own, and the scores of a
-    tile of queries stand three times: as they are, as shares, and as gradients.
+    """What the operations of a layer hold beside its buffers, for documents of up to `tokens`.
+
+    In 16 bits that is the scratch of attention's backward: tiles and sums of one head for each of two threads, and sums
+    of all key heads where threads share a document (native/attention_backward.c). In other dtypes torch gathers q, k
+    and v, answers and gates in tensors of their own, and the scores of a tile of queries stand three times: as they
+    are, as shares, and as gradients.
     """
     if element_bytes != 4:
-        return 0
+        return tokens * (THREADS * 14 * size.query // size.heads + 8 * size.key_value)
     gathered = tokens * (2 * size.query + 2 * size.key_value + size.mlp)
     return element_bytes * (gathered + 3 * size.heads * TILE * tokens)
