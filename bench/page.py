@@ -6,6 +6,7 @@ python -m bench.page [--results bench/results] [--docs docs]
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,8 +39,8 @@ To measure on your machine: `make bench-cpu` or `make bench-gpu`. Every step of 
 NOTHING = "\nNothing has been measured yet: there is no file in `bench/results/`.\n"
 
 
-def page(results: Sequence[dict[str, Any]]) -> str:
-    """The whole page."""
+def page(results: Sequence[dict[str, Any]], profile: dict[str, Any] | None = None) -> str:
+    """The whole page; `profile` is what `bench/profile.py` writes."""
     parts = [INTRODUCTION]
     for result in results:
         parts.append(f"\n## {TITLES[result['suite']]}\n")
@@ -48,6 +49,8 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         parts.append("\n" + "\n".join(_figures(result)) + "\n")
         for workload, rows in _by_workload(result):
             parts.append(f"\n### {workload.title}\n\n" + "\n".join(_table(workload, rows)) + "\n")
+        if profile is not None and result["suite"] == "cpu":
+            parts.append("\n### Where the time goes\n\n" + "\n".join(_profile(profile)) + "\n")
     return "".join(parts) if results else INTRODUCTION + NOTHING
 
 
@@ -115,6 +118,15 @@ def reached(workload: Workload, row: Row) -> bool:
     """True where one contender reaches the speed and the memory that were asked for."""
     fast = workload.least_speed is None or row["speed_ratio"] >= workload.least_speed
     return fast and (workload.most_memory is None or row["memory_ratio"] <= workload.most_memory)
+
+
+def _profile(profile: dict[str, Any]) -> Iterator[str]:
+    """The parts of a step."""
+    yield f"{profile['says']}: {profile['step_s']:.2f} seconds a step.\n"
+    yield "| part | seconds | share |"
+    yield "| --- | ---: | ---: |"
+    for part, seconds in profile["parts"].items():
+        yield f"| {part} | {seconds:.3f} | {seconds / profile['step_s']:.0%} |"
 
 
 def _verdict(hit: bool) -> str:
@@ -197,7 +209,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = [result for result in found if result["rows"]]
     for result in measured:
         plot(result, options.docs / "images" / f"benchmarks-{result['suite']}.svg")
-    (options.docs / "benchmarks.md").write_text(page(measured), encoding="utf-8")
+    profile = options.results / "profile.json"
+    parts = json.loads(profile.read_text(encoding="utf-8")) if profile.exists() else None
+    (options.docs / "benchmarks.md").write_text(page(measured, parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -61,3 +61,12 @@ def test_page_and_plot_are_the_same_for_the_same_results(tmp_path):
         assert "images/benchmarks-cpu.svg" in (tmp_path / name / "benchmarks.md").read_text()
     assert pictures[0] == pictures[1]
     assert "topcoat-none" in "".join(ET.fromstring(pictures[0]).itertext())
+
+
+def test_a_profile_is_shown_by_its_parts():
+    result = small(row("topcoat-none", [1.0], 40), row("trl-packed", [5.5], 100))
+    text = page([result], {"says": "one model", "step_s": 2.0, "parts": {"products": 1.5, "the rest": 0.5}})
+    assert "### Where the time goes" in text
+    assert "one model: 2.00 seconds a step." in text
+    assert "| products | 1.500 | 75% |" in text
+    assert "Where the time goes" not in page([result])

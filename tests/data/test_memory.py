@@ -52,7 +52,8 @@ def stream(write, chatml, tmp_path, megabytes: int) -> dict:
     words = "What colour is the coat of the model that answers questions about weights and losses? " * 24
     with open(tmp_path / "big.jsonl", "w", encoding="utf-8") as file:
         for number in range(megabytes * 500):
-            file.write(json.dumps({"prompt": f"{number} {words[: number % 1500]}", "completion": words[:1000]}) + "\n")
+            known = number % 1000  # what is kept of words that were met is bounded, and another matter
+            file.write(json.dumps({"prompt": f"{known} {words[: number % 1500]}", "completion": words[:1000]}) + "\n")
     chatml.tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, "-c", STREAM, str(tmp_path / "big.jsonl"), str(tmp_path / "tokenizer")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
