@@ -5,6 +5,7 @@ A backend may leave out a soft cap or a sliding window without a word (pitfall P
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,13 +19,14 @@ from topcoat.model.families import FAMILIES
 from topcoat.model.fuse import FusedModel
 
 TOKENS = 256  # of the example: eager attention holds T x T scores a head
+KEPT = 32  # positions of a document whose logits are compared: those of all 256 tokens can be a gigabyte
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 COARSE = 5e-2  # bf16 and fp16: rounding in another order, through all layers
 
 
 @torch.no_grad()
 def attention_difference(model: PreTrainedModel, ids: Sequence[int]) -> float:
-    """|ours - eager| / |eager| over the logits of the first `TOKENS` of `ids`, as training computes them."""
+    """|ours - eager| / |eager| over logits of the first `TOKENS` of `ids`, as training computes them."""
     ours = _logits(model, [ids[:TOKENS]])
     with _implementation(model, "eager"):
         eager = _logits(model, [ids[:TOKENS]])
@@ -71,15 +73,25 @@ def require_separate_documents(
 
 
 def _logits(model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> Tensor:
-    """Float32 logits (T, V) of documents packed into one row, as training computes them."""
+    """Float32 logits (N, V) of documents packed into one row, as training computes them, at `KEPT` places of each."""
     ids = [token for document in documents for token in document]
     positions = [at for document in documents for at in range(len(document))]
-    spans, start = [], 0
+    spans, kept, start = [], [], 0
     for document in documents:
         spans.append((start, len(document)))
+        kept += [start + at for at in _spread(len(document))]
         start += len(document)
     tokens, places = (torch.tensor([row], device=model.device) for row in (ids, positions))
-    return model(**attention_inputs(model, tokens, places, spans), use_cache=False).logits[0].float()
+    inputs, at = attention_inputs(model, tokens, places, spans), torch.tensor(kept, device=model.device)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return model(**inputs, use_cache=False, logits_to_keep=at).logits[0].float()
+    return model(**inputs, use_cache=False).logits[0, at].float()
+
+
+def _spread(length: int) -> list[int]:
+    """At most KEPT places of `length`, from the first to the last."""
+    count = min(KEPT, length)
+    return [at * (length - 1) // max(1, count - 1) for at in range(count)]
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:

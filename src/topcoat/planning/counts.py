@@ -20,6 +20,7 @@ from topcoat.planning.architecture import Architecture, BlockLinear
 from topcoat.planning.trained import (
     fused_rank,
     held_numbers,
+    kept_numbers,
     prompt_sizes,
     scored_numbers,
     shared_numbers,
@@ -118,7 +119,7 @@ def counts_of(
     if not full and _as_in_file(a, stored):
         codes = a.stored_linear_bytes or 0
     trained, per_layer = (_everything(a), []) if full else _adapted(a, adapter)
-    held, scored = _beside(a, adapter)
+    held, scored, kept = _beside(a, adapter)
     return Counts(
         linears=linears,
         codes_bytes=codes,
@@ -130,7 +131,7 @@ def counts_of(
         hidden=a.hidden,
         trained=trained,
         quantized=not full and stored.format not in ITEM_BYTES,
-        token_numbers=token_numbers((n.leaf, n.out_features, n.in_features, _passed(a, n)) for n in a.linears),
+        token_numbers=kept + token_numbers((n.leaf, n.out_features, n.in_features, _passed(a, n)) for n in a.linears),
         held=held,
         scored=scored,
         full=full,
@@ -219,10 +220,10 @@ def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], lis
     return trained, per_layer
 
 
-def _beside(a: Architecture, adapter: AdapterConfig) -> tuple[int, int]:
-    """Numbers that an adapter holds without training them, and numbers that it scores."""
+def _beside(a: Architecture, adapter: AdapterConfig) -> tuple[int, int, int]:
+    """Numbers that an adapter holds without training them, numbers that it scores, and those it keeps of a token."""
     if not isinstance(adapter, TargetedConfig):
-        return 0, 0
+        return 0, 0, 0
     by_path = {f"{a.prefix}.{at}.{linear.path}": linear for at in range(a.layers) for linear in a.linears}
     adapted = [
         (path, linear.out_features, linear.in_features, linear.copies)
@@ -230,7 +231,8 @@ def _beside(a: Architecture, adapter: AdapterConfig) -> tuple[int, int]:
     ]
     held = sum(times * held_numbers(adapter, path, out, inner) for path, out, inner, times in adapted)
     held += shared_numbers(adapter, ((out, inner) for _, out, inner, _ in adapted))
-    return held, sum(times * scored_numbers(adapter, path, out, inner) for path, out, inner, times in adapted)
+    scored = sum(times * scored_numbers(adapter, path, out, inner) for path, out, inner, times in adapted)
+    return held, scored, sum(kept_numbers(adapter, path, out, inner) for path, out, inner, _ in adapted)
 
 
 def _blocks(a: Architecture, per_layer: list[dict[str, int]]) -> BlockCounts:

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from topcoat.adapters.adalora import AdaLora
 from topcoat.adapters.base import Adapter
+from topcoat.adapters.dora import Dora
+from topcoat.adapters.ia3 import Ia3
 from topcoat.model.families import blocks_of
 from topcoat.model.fuse import FusedModel, block_sizes
 from topcoat.planning.activations import Ranks
@@ -48,12 +50,18 @@ def loaded_counts(
         hidden=model.config.hidden_size,
         trained=Counter(p.numel() for p in parameters.values()),
         quantized=any(q.format not in ITEM_BYTES for q in states),
-        token_numbers=token_numbers((*kind, times) for kind, times in kinds.items()),
+        token_numbers=_kept(model) + token_numbers((*kind, times) for kind, times in kinds.items()),
         held=sum(t.numel() for t in held.values()),
         scored=sum(p.numel() for m in model.modules() if isinstance(m, AdaLora) for p in m.parameters(recurse=False)),
         full=full,
         blocks=None if fused is None else fused_blocks(fused),
     )
+
+
+def _kept(model: PreTrainedModel) -> int:
+    """As `kept_numbers` of the settings counts it."""
+    dora = sum(2 * module.base.out_features for module in model.modules() if isinstance(module, Dora))
+    return dora + sum(module.ia3_l.numel() for module in model.modules() if isinstance(module, Ia3))
 
 
 def _held(model: PreTrainedModel, trained: Set[int]) -> dict[int, Tensor]:

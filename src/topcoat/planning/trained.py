@@ -114,6 +114,16 @@ def scored_numbers(config: AdapterConfig, path: str, out_features: int, in_featu
     return sum(_adalora(config, path, out_features, in_features)) if isinstance(config, AdaloraConfig) else 0
 
 
+def kept_numbers(config: AdapterConfig, path: str, out_features: int, in_features: int) -> int:
+    """Numbers that the layer at `path` keeps of one token for its backward, beside what the linear itself keeps.
+
+    DoRA keeps W x + B A x and its product with the magnitudes' change, IA3 what its vector scales.
+    """
+    if isinstance(config, DoraConfig):
+        return 2 * out_features
+    return sum(_ia3(config, path, out_features, in_features)) if isinstance(config, Ia3Config) else 0
+
+
 def starts_from_weight(config: AdapterConfig) -> bool:
     """Whether the start takes part of W, which the layer then holds and subtracts again."""
     if not isinstance(config, LoraConfig):
