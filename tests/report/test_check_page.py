@@ -7,9 +7,9 @@ import pytest
 from planted import PLANTED, clean_rows, label_rows
 
 from topcoat.data.checks.corpus import corpus_of
+from topcoat.data.checks.reading import Reading
 from topcoat.data.checks.settings import DataChecks
 from topcoat.data.checks.verdict import check
-from topcoat.data.checks.reading import Reading
 from topcoat.data.rows import Row
 from topcoat.report.check_page import render
 

@@ -6,7 +6,8 @@
 N linears' weights that a token passes, rho those computed again, p the share of rows with a label, E the head's
 weights, s the lengths of the documents, P_token the adapters' numbers. Full fine-tuning has 6 N and 6 p E. Arithmetic
 and memory partly overlap, so the time is between the longer of the two and their sum; what calls cost comes on top,
-which small models notice. Engine study, section 3.1.
+which small models notice. A CPU is further from its floors, by factors that were measured (`cpu_speed.py`). Engine
+study, section 3.1.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from topcoat.adapters.settings import FullConfig
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import Policy
 from topcoat.planning.counts import Counts
+from topcoat.planning.cpu_speed import PACKING_S, PAGED, Parts, cpu_seconds, repeated
 from topcoat.planning.request import Request
 
 CALLS = {True: 1000, False: 1900}
@@ -86,6 +88,8 @@ def speed_of(request: Request, counts: Counts, policies: tuple[Policy, ...], rec
     arithmetic, memory = flops_step / device.flops(e), moved_step / device.bandwidth
     calls = micros * a.layers * CALLS[counts.blocks is not None] * device.call_seconds
     bounds = (max(arithmetic, memory) + calls, arithmetic + memory + calls)
+    if device.kind == "cpu":
+        bounds = cpu_seconds(_parts(request, counts, policies, recomputed), e, blocks=counts.blocks is not None)
     if request.micro_step is not None:  # measured: the same micro-step as often as the tokens need it
         seconds, tokens = request.micro_step
         bounds = (total / tokens * seconds + optimizer / device.bandwidth,) * 2
@@ -99,19 +103,46 @@ def speed_of(request: Request, counts: Counts, policies: tuple[Policy, ...], rec
     )
 
 
+def _parts(request: Request, counts: Counts, policies: tuple[Policy, ...], recomputed: bool) -> Parts:
+    """The floors of a step on a CPU."""
+    a, e, device = request.architecture, request.element_bytes, request.device
+    positions = request.step_tokens * request.positions_a_token
+    micros = max(1, math.ceil(positions / request.tokens))
+    attention = _attention(request, policies, recomputed)
+    again = 1.5 if recomputed else sum(map(repeated, policies)) / len(policies) if policies else 1.0
+    weights = micros * again * PACKING_S * a.linear_numbers
+    wide = counts.quantized and counts.codes_bytes >= a.linear_numbers  # a byte a weight, or more
+    return Parts(
+        linears=positions * (_operations(request, policies, recomputed) - attention) / device.flops(e),
+        attention=positions * attention / device.flops(e),
+        adapters=0.0 if counts.full else 6 * counts.trained_numbers * positions / device.flops(e),
+        elementwise=again * positions * _traffic(request, counts) / device.bandwidth,
+        weights=weights,
+        unpacking4=weights if counts.quantized and not wide else 0.0,
+        unpacking8=weights if wide else 0.0,
+        calls=micros * again * a.layers * CALLS[counts.blocks is not None] * device.call_seconds,
+        optimizer=28 * counts.trained_numbers / device.bandwidth * (PAGED if "paged" in request.train.optimizer else 1),
+    )
+
+
+def _attention(request: Request, policies: tuple[Policy, ...], recomputed: bool) -> float:
+    """Those of one token between tokens."""
+    a = request.architecture
+    again = a.layers if recomputed else sum(policy in ("block", "offload") for policy in policies)
+    return a.block_sizes.query * request.row_tokens * (7 * a.layers + 2 * again)
+
+
 def _operations(request: Request, policies: tuple[Policy, ...], recomputed: bool) -> float:
     """Floating point operations of one token, forward and backward."""
     a = request.architecture
     full = isinstance(request.adapter, FullConfig)
     sizes = a.block_sizes
     again = sum(sizes.recomputed(policy) for policy in policies) if policies else 0
-    attention_again = sum(policy in ("block", "offload") for policy in policies)
     if recomputed:
-        again, attention_again = a.active_linear_numbers, a.layers
+        again = a.active_linear_numbers
     linears = (6 if full else 4) * a.active_linear_numbers + 2 * again
     head = (6 if full else 4) * (request.labelled or LABELLED) * a.vocab * a.hidden
-    attention = sizes.query * request.row_tokens * (7 * a.layers + 2 * attention_again)
-    return linears + head + attention
+    return linears + head + _attention(request, policies, recomputed)
 
 
 def _traffic(request: Request, counts: Counts) -> float:
@@ -119,5 +150,9 @@ def _traffic(request: Request, counts: Counts) -> float:
     a, half = request.architecture, request.element_bytes / 2
     sizes = a.block_sizes
     elementwise = 24 * sizes.hidden + 8 * (sizes.query + sizes.key_value) + 16 * sizes.mlp
+    if sizes.head_norms:  # read and written there, read twice and written back
+        elementwise += 12 * (sizes.query + sizes.key_value)
+    if sizes.post_norms:
+        elementwise += 12 * sizes.hidden
     plain = 1 if counts.blocks is not None else 3  # separate operations read and write where the blocks do both at once
     return a.layers * elementwise * half * plain

@@ -1,0 +1,76 @@
+"""Seconds of an optimizer step on a CPU: what each part takes beyond the floor of its arithmetic or of its bytes.
+
+    t = sum of c * floor over the parts of `Parts`, with the c of the path that computes
+
+The floors are those of the roofline: operations over what a product reaches, bytes over what a copy reaches. The c were
+fitted to the steps of bench/plan on two cores with AMX, by least squares of relative errors, most of them to 37 points
+of the hand-written blocks in bf16 (SmolLM2-135M to shapes of 1.7B, 128 to 8,192 tokens, every policy and format), few
+to the 2 in float32 and the 6 of transformers' layers. Wide blocks come near their floor, thin ones do not: a processor
+throttles under long products, weights are laid out for tiles once a pass, and vectors wait for memory.
+docs/plan-accuracy.md has every point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+PACKING_S = 1e-9
+"""What one weight costs when a pass lays it out for tiles, to which the coefficients refer."""
+SPREAD = 0.15
+"""Below and above the estimate: what is told is a span."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Floors of one optimizer step, in seconds."""
+
+    linears: float
+    """Products with weights, those computed again included."""
+    attention: float
+    adapters: float
+    elementwise: float
+    """Bytes of norms, gates and positions."""
+    weights: float
+    """PACKING_S for each weight and micro batch."""
+    unpacking4: float
+    """The same where the weights are of 4 bits or fewer; 0 elsewhere."""
+    unpacking8: float
+    """The same for weights of more bits that are dequantized."""
+    calls: float
+    """Small operations."""
+    optimizer: float
+
+
+BLOCKS = {
+    "linears": 1.2,
+    "attention": 1.47,
+    "adapters": 7.7,
+    "elementwise": 3.9,
+    "weights": 0.52,
+    "unpacking4": 0.38,
+    "unpacking8": 1.44,
+    "calls": 3.2,
+    "optimizer": 1.0,
+}
+"""The hand-written blocks in 16 bits."""
+BLOCKS_FP32 = dict.fromkeys(BLOCKS, 0.0) | {"linears": 2.07, "attention": 2.07, "adapters": 2.0, "optimizer": 1.0}
+LAYERS = BLOCKS | {"adapters": 20.0, "elementwise": 5.9, "calls": 3.4, "weights": 0.0, "optimizer": 4.6}
+"""Transformers' layers in 16 bits, under autocast."""
+LAYERS_FP32 = LAYERS | {"elementwise": 4.2}
+PAGED = 2.0
+"""An optimizer whose moments lie in a file, against one in memory."""
+PATHS = {(True, True): BLOCKS, (True, False): BLOCKS_FP32, (False, True): LAYERS, (False, False): LAYERS_FP32}
+"""(hand-written blocks, 16 bits) -> the factors."""
+
+
+def cpu_seconds(parts: Parts, element_bytes: int, *, blocks: bool) -> tuple[float, float]:
+    """A span around the estimate."""
+    factors: Mapping[str, float] = PATHS[blocks, element_bytes == 2]
+    seconds = sum(factors[name] * floor for name, floor in asdict(parts).items())
+    return seconds * (1 - SPREAD), seconds * (1 + SPREAD)
+
+
+def repeated(policy: str) -> float:
+    """How often a layer's vectors and weights are passed under a recompute policy, against once there and back."""
+    return {"block": 1.5, "offload": 1.5, "qkv": 1.25}.get(policy, 1.0)
