@@ -60,16 +60,22 @@ def test_a_run_whose_memory_is_small_learns_the_same(train, tiny_recipe, small_m
     assert plan["micro_batch_tokens_after_halving"] == events[-1]["micro_batch_tokens"] <= 100
 
 
-def test_evaluation_answers_fewer_at_once_where_memory_is_small(train, tiny_recipe, monkeypatch, ear):
-    real, asked = scoring.answer, []
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """How many rows were answered at once, each time; more than 16 run out of memory."""
+    real, sizes = scoring.answer, []
 
     def answer(*arguments, batch_size, **options):
-        asked.append(batch_size)
+        sizes.append(batch_size)
         if batch_size > 16:
             raise MemoryError
         return real(*arguments, batch_size=batch_size, **options)
 
     monkeypatch.setattr(scoring, "answer", answer)
+    return sizes
+
+
+def test_evaluation_answers_fewer_at_once_where_memory_is_small(train, tiny_recipe, asked, ear):
     heard = ear()
     result = train(tiny_recipe(evaluate={"metrics": ["exact_match"]}, train={"max_steps": 1}), listener=heard)
     assert asked[:3] == [64, 32, 16]
@@ -87,18 +93,7 @@ def test_a_row_that_cannot_be_answered_alone_is_refused(train, tiny_recipe, monk
         train(tiny_recipe(evaluate={"metrics": ["exact_match"]}, train={"max_steps": 1}))
 
 
-def test_what_was_halved_while_evaluating_stays_so_in_a_resumed_run(
-    train, tiny_recipe, monkeypatch, ear, stop_after, trace
-):
-    real, asked = scoring.answer, []
-
-    def answer(*arguments, batch_size, **options):
-        asked.append(batch_size)
-        if batch_size > 16:
-            raise MemoryError
-        return real(*arguments, batch_size=batch_size, **options)
-
-    monkeypatch.setattr(scoring, "answer", answer)
+def test_what_was_halved_while_evaluating_stays_so_in_a_resumed_run(train, tiny_recipe, asked, ear, stop_after, trace):
     whole = tiny_recipe("whole", evaluate={"metrics": ["exact_match", "perplexity"]})
     train(whole)
     stopped = {**whole, "output": whole["output"] + "-stopped"}
