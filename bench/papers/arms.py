@@ -21,10 +21,11 @@ from torch import Tensor
 
 from bench.papers.intervals import mean_loss
 from bench.papers.rounding import rounded_losses
+from bench.papers.row_losses import row_losses
 from topcoat.adapters.adalora import AdaLora
 from topcoat.adapters.attach import Adapters, attach
 from topcoat.adapters.settings import FullConfig
-from topcoat.data.batches import Batch, micro_batches
+from topcoat.data.batches import Batch
 from topcoat.data.load import Dataset, load_data
 from topcoat.errors import Refused
 from topcoat.evaluation.answers import answer
@@ -46,7 +47,6 @@ START_ROWS = 64
 """Examples that a start from the data may look at."""
 
 Row = dict[str, Any]
-Losses = list[tuple[float, int]]
 
 
 class Never:
@@ -100,19 +100,19 @@ def arm(spec: Mapping[str, Any]) -> Row:
     found["seed"] = recipe.seed
     if spec.get("before"):
         with nullcontext() if isinstance(recipe.adapter, FullConfig) else adapters.off():
-            found["before"] = mean_loss(row_losses(base, adapters, data, loss))
+            found["before"] = mean_loss(row_losses(base, adapters, data, plan.engine.fused))
     found |= trained(recipe, base, adapters, plan, loss)
     if "diverged" in found:
         return {**found, "loss": math.nan, "losses": []}
     found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found["losses"] = row_losses(base, adapters, data, loss)
+    found["losses"] = row_losses(base, adapters, data, plan.engine.fused)
     found["loss"] = mean_loss(found["losses"])
     ranks = [layer.rank for layer in adapters.layers.values() if isinstance(layer, AdaLora)]
     found |= {"ranks": sum(ranks), "layers": ranks} if ranks else {}
     if spec.get("answers"):
         found |= answered(recipe, base, adapters, data, spec["answers"])
     if spec.get("round_to"):
-        found["rounded"] = rounded_losses(spec["round_to"], recipe, base, adapters, data, row_losses)
+        found["rounded"] = rounded_losses(spec["round_to"], recipe, base, adapters, data)
     return found
 
 
@@ -158,18 +158,6 @@ def trained(
     last = [step["loss"] for step in steps[-max(1, len(steps) // 4) :]]
     seconds = time.perf_counter() - began
     return {"tokens": tokens, "tokens_per_s": tokens / seconds, "train_loss": sum(last) / len(last)}
-
-
-@torch.no_grad()
-def row_losses(base: Base, adapters: Adapters, data: Dataset, loss: Callable[[Batch], Tensor]) -> Losses:
-    """Summed loss and target tokens of every validation row."""
-    rows, virtual = data.validation, adapters.config.virtual_tokens
-    found = []
-    with Evaluating(base.model):
-        for at in range(len(rows)):
-            (batch,) = micro_batches(rows, [at], budget_tokens=1, packing=True, virtual_tokens=virtual)
-            found.append((float(loss(batch)), batch.n_target_tokens))
-    return found
 
 
 def answered(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, count: int) -> Row:

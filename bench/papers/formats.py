@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bench.papers.intervals import Interval, below, mean_loss, over_rows, within
-from bench.papers.lab import Lab, Row
+from bench.papers.lab import Found, Lab
 from bench.papers.protocol import Chart, Experiment, Outcome, Table
 
 WINDOWS, WINDOW = 40, 1024
@@ -24,7 +24,7 @@ STORES: dict[str, dict[str, object] | None] = {
 """All in blocks of 64 with float32 scales, but the last three and nf4+dq; the last two are for information."""
 
 
-def measured(lab: Lab, stores: dict[str, dict[str, object] | None]) -> dict[str, Row]:
+def measured(lab: Lab, stores: dict[str, dict[str, object] | None]) -> dict[str, Found]:
     """Name -> what the model in that format does on both texts."""
     texts = dict.fromkeys(TEXTS, 2 if lab.quick else WINDOWS)
     window = 64 if lab.quick else WINDOW
@@ -33,7 +33,7 @@ def measured(lab: Lab, stores: dict[str, dict[str, object] | None]) -> dict[str,
     }
 
 
-def difference(found: dict[str, Row], one: str, other: str, text: str) -> Interval:
+def difference(found: dict[str, Found], one: str, other: str, text: str) -> Interval:
     """Loss of `one` less that of `other` on a text, in nats a token."""
     return over_rows(found[one]["losses"][text], found[other]["losses"][text], "windows")
 
@@ -56,7 +56,7 @@ def run(lab: Lab) -> Outcome:
     return Outcome(lines, table(found), chart(found), {"e2m1 - e3m0, nats": [d.say() for d in both("e2m1", "e3m0")]})
 
 
-def table(found: dict[str, Row]) -> Table:
+def table(found: dict[str, Found]) -> Table:
     """Perplexity of each text, bits a weight and error."""
     rows = []
     for name, row in found.items():
@@ -65,7 +65,7 @@ def table(found: dict[str, Row]) -> Table:
     return Table(["format", "bits a weight", *(f"perplexity, {text}" for text in TEXTS), "error of a weight"], rows)
 
 
-def chart(found: dict[str, Row]) -> Chart:
+def chart(found: dict[str, Found]) -> Chart:
     """Perplexity of WikiText."""
     bars = {name: math.exp(mean_loss(row["losses"][TEXTS[0]])) for name, row in found.items()}
     return Chart("SmolLM2-135M, perplexity of WikiText-2", bars=bars)

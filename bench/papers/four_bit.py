@@ -7,10 +7,10 @@ from typing import Any
 
 from bench.papers.data import Cut
 from bench.papers.intervals import Line, not_above, over_seeds, within
-from bench.papers.lab import Lab, Row
+from bench.papers.lab import Found, Lab
 from bench.papers.protocol import Chart, Experiment, Outcome, Table
 
-SETS = {"banking77": Cut("banking77", 2000, 400), "e2e": Cut("e2e", 1000, 201)}
+SETS = {"banking77": Cut("banking77", 400, 200), "e2e": Cut("e2e", 320, 102)}
 FORMATS: dict[str, dict[str, Any] | None] = {
     "bf16": None,
     "int8": {"format": "int8"},
@@ -23,26 +23,23 @@ LORA = {"method": "lora", "r": 16, "lora_alpha": 32.0}
 
 def run(lab: Lab) -> Outcome:
     """Every format on both sets."""
-    found: dict[str, dict[str, list[Row]]] = {}
+    found: dict[str, dict[str, list[Found]]] = {}
     for name, data in SETS.items():
         asked = {"answers": data.validation} if name == "banking77" else {}
         found[name] = {
-            format: [
-                lab.train(
-                    f"{name}, {format}", LORA, RATE, data=data, seed=seed, quantization=stored, before=True, **asked
-                )
-                for seed in lab.take_seeds(SEEDS)
-            ]
+            format: lab.seeds_of(
+                f"{name}, {format}", LORA, RATE, SEEDS, data=data, quantization=stored, before=True, **asked
+            )
             for format, stored in FORMATS.items()
         }
     lines = [line for name in SETS for line in closes(name, found[name])]
     hits = {format: [arm["exact_match"] for arm in arms] for format, arms in found["banking77"].items()}
     lines.append(not_above("banking77: NF4's exact match not below bf16's", over_seeds(hits["bf16"], hits["nf4+dq"])))
     means = {format: statistics.fmean(values) for format, values in hits.items()}
-    return Outcome(lines, table(found), Chart("SmolLM2-135M, exact match on 400 of banking77", bars=means))
+    return Outcome(lines, table(found), Chart("SmolLM2-135M, exact match on 200 of banking77", bars=means))
 
 
-def closes(name: str, arms: dict[str, list[Row]]) -> list[Line]:
+def closes(name: str, arms: dict[str, list[Found]]) -> list[Line]:
     """What NF4 loses before and after tuning, and how it stands to FP4."""
 
     def gap(when: str) -> float:
@@ -56,7 +53,7 @@ def closes(name: str, arms: dict[str, list[Row]]) -> list[Line]:
     ]
 
 
-def table(found: dict[str, dict[str, list[Row]]]) -> Table:
+def table(found: dict[str, dict[str, list[Found]]]) -> Table:
     """Losses before and after, and answers."""
     rows: list[list[Any]] = []
     for name, arms in found.items():
@@ -90,5 +87,5 @@ EXPERIMENT = Experiment(
         "QLoRA, Table 3: Super-NI, T5 80M, ROUGE-L", bars={str(row[0]): float(row[2] or 0) for row in PAPER_ROWS}
     ),
     run=run,
-    minutes=50,
+    minutes=15,
 )

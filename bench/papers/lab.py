@@ -1,38 +1,31 @@
 """The laboratory: every run of an experiment is a job that is done once, kept, and found again by what it was asked.
 
 A job is a kind and a specification. It runs in a process of its own, so that its memory is its own and an interruption
-loses one job; what it found is kept in bench/.cache/papers under the digest of both. `--quick` does the same with a
-tiny model and a handful of rows and steps, in this process: it shows that everything runs, and says nothing of papers.
+loses the jobs under way; what it found is kept in bench/.cache/papers under the digest of both. An experiment asks for
+its jobs first and reads what they found afterwards, so that they run side by side. `--quick` does the same with a tiny
+model and a handful of rows and steps, in this process: it shows that everything runs, and says nothing of papers.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.machine import Watch
 from bench.papers.data import Cut, rows_file
+from bench.papers.jobs import Jobs, do_job
 from bench.papers.sweeps import Sweep
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m"
-KINDS = {
-    "stored_model": "bench.papers.perplexity",
-    "starts": "bench.papers.starts",
-    "arm": "bench.papers.arms",
-}
-"""Kind of job -> the module whose function of that name does it."""
-
 Row = dict[str, Any]
+Found = Mapping[str, Any]
+"""What a job found, or will have found when it is read."""
 
 
 @dataclass
@@ -45,10 +38,22 @@ class Lab:
     """At most so many seeds, where an experiment asks for more."""
     again: bool = False
     say: Callable[[str], None] = lambda text: print(text, flush=True)
-    done: list[Row] = field(default_factory=list)
-    """Every job of this run, for the file of results."""
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    fresh: set[str] = field(default_factory=set)
+    asked: list[tuple[Row, Found]] = field(default_factory=list)
+    """Every job of this run, what it was and what it found."""
+    at_once: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Jobs that run side by side, each with its share of the cores."""
+    started: dict[str, Found] = field(default_factory=dict)
+    """The jobs that this run began, by digest."""
+
+    @property
+    def threads(self) -> int:
+        """Of one job."""
+        return max(1, len(os.sched_getaffinity(0)) // self.at_once)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Where jobs run."""
+        return Jobs(self.at_once, self.threads)
 
     @property
     def folder(self) -> Path:
@@ -85,23 +90,32 @@ class Lab:
         """A file of rows."""
         return str(rows_file(name, part, min(count, 6) if self.quick else count, self.folder))
 
-    def do(self, kind: str, name: str, **spec: Any) -> Row:
-        """What the job finds: from the cache, or done now. Raises SystemExit where it fails."""
+    def do(self, kind: str, name: str, **spec: Any) -> Found:
+        """What the job finds: from the cache, or done now. Reading it raises SystemExit where the job failed."""
         spec = {**spec, "model": self.model()}
         digest = digest_of(kind, spec)
-        kept = self.folder / "jobs" / f"{digest}.json"
-        if not kept.exists() or (self.again and digest not in self.fresh):
-            self.fresh.add(digest)
-            began, own, watch = time.monotonic(), _processor_s(), Watch.begin()
-            found = self._now(kind, spec, kept)
-            seconds, own = time.monotonic() - began, _processor_s() - own
-            others = max(0.0, watch.end()["other_load"] - own / max(seconds, 1e-3))
-            found |= {"seconds": round(seconds, 1), "cpu_s": round(own, 1), "busy_cores": round(others, 2)}
+        if digest not in self.started:
+            kept = self.folder / "jobs" / f"{digest}.json"
+            self.started[digest] = self._found(kind, name, spec, kept)
+        self.asked.append(({"name": name, "kind": kind, "job": digest, **shown(spec)}, self.started[digest]))
+        return self.started[digest]
+
+    def _found(self, kind: str, name: str, spec: Row, kept: Path) -> Found:
+        if kept.exists() and not self.again:
+            found: Row = json.loads(kept.read_text(encoding="utf-8"))
+            return found
+
+        def keep(found: Row) -> Row:
             write_json(kept, found)
             self.say(f"  {name}: {told(found)}")
-        row: Row = json.loads(kept.read_text(encoding="utf-8"))
-        self.done.append({"name": name, "kind": kind, "job": digest, **shown(spec), **brief(row)})
-        return row
+            return found
+
+        return keep(do_job(kind, spec)) if self.quick else self.jobs.start(kind, spec, keep)
+
+    @property
+    def done(self) -> list[Row]:
+        """What is told of every job in the file of results; waits for them."""
+        return [{**what, **brief(found)} for what, found in self.asked]
 
     def train(
         self,
@@ -115,7 +129,7 @@ class Lab:
         settings: Mapping[str, Any] | None = None,
         answers: int = 0,
         **more: Any,
-    ) -> Row:
+    ) -> Found:
         """One arm: `adapter`, `quantization` and `settings` (of training) in a recipe's words, on a cut of rows.
 
         `answers` validation rows are answered and compared word for word; see `arms.py` for `before` and `round_to`.
@@ -138,34 +152,11 @@ class Lab:
     def sweep(self, name: str, adapter: Mapping[str, Any], grid: tuple[float, ...], **more: Any) -> Sweep:
         """One arm at each learning rate of the grid."""
         rates = self.rates(grid)
-        return Sweep(rates, [self.train(name, adapter, rate, **more)["loss"] for rate in rates])
+        return Sweep(rates, [self.train(name, adapter, rate, **more) for rate in rates])
 
-    def _now(self, kind: str, spec: Row, kept: Path) -> Row:
-        if self.quick:
-            return do_job(kind, spec)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        asked = kept.with_suffix(".asked")
-        write_json(asked, {"kind": kind, "spec": spec})
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": str(self.threads)}
-        command = [sys.executable, "-m", "bench.papers.lab", str(asked)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, stdout=subprocess.PIPE, text=True)
-        asked.unlink()
-        if done.returncode:
-            raise SystemExit(f"the job ended with {done.returncode}: {json.dumps(spec)}")
-        found: Row = json.loads(done.stdout.splitlines()[-1])
-        return found
-
-
-def _processor_s() -> float:
-    """Processor time of this process and of those that it has waited for."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-def do_job(kind: str, spec: Mapping[str, Any]) -> Row:
-    """One job, in this process."""
-    job: Callable[[Mapping[str, Any]], Row] = getattr(importlib.import_module(KINDS[kind]), kind)
-    return job(spec)
+    def seeds_of(self, name: str, adapter: Mapping[str, Any], rate: float, wanted: int, **more: Any) -> list[Found]:
+        """The same arm with each of the seeds."""
+        return [self.train(name, adapter, rate, seed=seed, **more) for seed in self.take_seeds(wanted)]
 
 
 def digest_of(kind: str, spec: Mapping[str, Any]) -> str:
@@ -204,8 +195,3 @@ def write_json(path: Path, value: Any) -> None:
     beside = path.with_suffix(f".{os.getpid()}.tmp")
     beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(beside, path)
-
-
-if __name__ == "__main__":
-    wanted = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(json.dumps(do_job(wanted["kind"], wanted["spec"])))

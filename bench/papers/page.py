@@ -113,9 +113,16 @@ def _where(row: Row) -> str:
     return (
         f"`{row['command']}`, {row['when'][:10]}, commit {environment['commit']}: {seeds}"
         f"{show_seconds(row['seconds'])} of wall time, {show_seconds(row['cpu_s'])} of processor time, "
-        f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''} of {machine['cpu']}, up to "
-        f"{row['busy_cores']:.1f} cores used by other processes meanwhile; {versions}."
+        f"{_shared(environment)} of {machine['cpu']}, up to {row['busy_cores']:.1f} cores used by other processes "
+        f"meanwhile; {versions}."
     )
+
+
+def _shared(environment: Row) -> str:
+    """2 jobs at a time of 1 thread."""
+    at_once, threads = environment.get("at_once", 1), environment["threads"]
+    said = f"{threads} thread{'s' if threads > 1 else ''}"
+    return said if at_once == 1 else f"{at_once} jobs at a time of {said}"
 
 
 def _said(value: Any) -> str:

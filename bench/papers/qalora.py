@@ -7,10 +7,10 @@ from typing import Any
 
 from bench.papers.data import Cut
 from bench.papers.intervals import Interval, Line, below, mean_loss, not_above, over_rows, over_seeds, within
-from bench.papers.lab import Lab, Row
+from bench.papers.lab import Found, Lab
 from bench.papers.protocol import Chart, Experiment, Outcome, Table
 
-SETS = {"e2e": Cut("e2e", 1000, 201), "banking77": Cut("banking77", 1000, 200)}
+SETS = {"e2e": Cut("e2e", 320, 102), "banking77": Cut("banking77", 320, 100)}
 BITS = (4, 3, 2)
 GROUP, RATE, SEEDS = 32, 1e-3, 3
 QA = {"method": "qalora", "r": 16, "lora_alpha": 32.0, "qalora_group_size": GROUP}
@@ -30,9 +30,14 @@ def run(lab: Lab) -> Outcome:
     lines: list[Line] = []
     rows: list[list[Any]] = []
     bars: dict[str, float] = {}
-    for name, data in SETS.items():
-        quantized = {bits: qa_arms(lab, name, data, bits) for bits in BITS}
-        plain = {method: qlora_arms(lab, name, data, method) for method in QLORA}
+    arms = {
+        name: (
+            {bits: qa_arms(lab, name, data, bits) for bits in BITS},
+            {method: qlora_arms(lab, name, data, method) for method in QLORA},
+        )
+        for name, data in SETS.items()
+    }
+    for name, (quantized, plain) in arms.items():
         for bits in BITS:
             lines += compare(name, bits, quantized[bits], plain)
             rows += table_rows(name, bits, quantized[bits], plain)
@@ -42,16 +47,13 @@ def run(lab: Lab) -> Outcome:
     return Outcome(lines, Table(header, rows), Chart("SmolLM2-135M, loss on E2E as integers", bars=bars))
 
 
-def qa_arms(lab: Lab, name: str, data: Cut, bits: int) -> list[Row]:
+def qa_arms(lab: Lab, name: str, data: Cut, bits: int) -> list[Found]:
     """QA-LoRA on integers of `bits`, merged into them."""
     stored = {"format": f"int{bits}", "group_size": GROUP}
-    return [
-        lab.train(f"{name}, QA-LoRA int{bits}", QA, RATE, data=data, seed=s, quantization=stored, round_to=EXACT)
-        for s in lab.take_seeds(SEEDS)
-    ]
+    return lab.seeds_of(f"{name}, QA-LoRA int{bits}", QA, RATE, SEEDS, data=data, quantization=stored, round_to=EXACT)
 
 
-def qlora_arms(lab: Lab, name: str, data: Cut, method: str) -> list[Row]:
+def qlora_arms(lab: Lab, name: str, data: Cut, method: str) -> list[Found]:
     """LoRA on NF4 with double quantization, merged to bf16 and rounded."""
     stored = {"format": "nf4", "double_quant": True}
     return [
@@ -68,12 +70,12 @@ def qlora_arms(lab: Lab, name: str, data: Cut, method: str) -> list[Row]:
     ]
 
 
-def merged(arms: list[Row], to: str) -> list[float]:
+def merged(arms: list[Found], to: str) -> list[float]:
     """Losses as integers, by seed."""
     return [mean_loss(arm["rounded"][to]) for arm in arms if to in arm["rounded"]]
 
 
-def cost(arms: list[Row], to: str) -> Interval:
+def cost(arms: list[Found], to: str) -> Interval:
     """Of the merge: over seeds, or over rows where there is one seed."""
     chosen = [arm for arm in arms if to in arm["rounded"]]
     if len(chosen) == 1:
@@ -81,7 +83,7 @@ def cost(arms: list[Row], to: str) -> Interval:
     return over_seeds(merged(chosen, to), [arm["loss"] for arm in chosen])
 
 
-def compare(name: str, bits: int, quantized: list[Row], plain: dict[str, list[Row]]) -> list[Line]:
+def compare(name: str, bits: int, quantized: list[Found], plain: dict[str, list[Found]]) -> list[Line]:
     """The pass lines of one set at one width."""
     to, first = f"int{bits}", plain["QLoRA r 16"]
     costs = [a - arm["loss"] for a, arm in zip(merged(quantized, "merged"), quantized, strict=True)]
@@ -99,7 +101,7 @@ def compare(name: str, bits: int, quantized: list[Row], plain: dict[str, list[Ro
     return lines
 
 
-def table_rows(name: str, bits: int, quantized: list[Row], plain: dict[str, list[Row]]) -> list[list[Any]]:
+def table_rows(name: str, bits: int, quantized: list[Found], plain: dict[str, list[Found]]) -> list[list[Any]]:
     """Mean losses before and after."""
     to = f"int{bits}"
     asked = [("QA-LoRA r 16", quantized, "merged"), *((method, arms, to) for method, arms in plain.items())]
@@ -138,5 +140,5 @@ EXPERIMENT = Experiment(
     paper=Table(["method", "4 bits", "3 bits", "2 bits"], PAPER_ROWS),
     paper_chart=Chart("QA-LoRA, Table 1: MMLU after Alpaca (higher is better)", bars=PAPER_BARS),
     run=run,
-    minutes=55,
+    minutes=15,
 )

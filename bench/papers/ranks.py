@@ -16,13 +16,11 @@ SEEDS = 3
 def run(lab: Lab) -> Outcome:
     """The sweeps of 12.10 and one of rank 1, then seeds at each rank's best rate."""
     sweeps = {r: sweep_rank(lab, r) for r in RANKS}
-    losses = {
-        r: [
-            lab.train(f"LoRA r {r}", lora(r), sweep.best, data=DATA, settings=settings(), seed=seed)["loss"]
-            for seed in lab.take_seeds(SEEDS)
-        ]
+    arms = {
+        r: lab.seeds_of(f"LoRA r {r}", lora(r), sweep.best, SEEDS, data=DATA, settings=settings())
         for r, sweep in sweeps.items()
     }
+    losses = {r: [arm["loss"] for arm in found] for r, found in arms.items()}
     means = {r: statistics.fmean(values) for r, values in losses.items()}
     higher = [r for r in RANKS if r >= 4]
     spread = max(means[r] for r in higher) / min(means[r] for r in higher) - 1
@@ -72,5 +70,5 @@ EXPERIMENT = Experiment(
         log=True,
     ),
     run=run,
-    minutes=35,
+    minutes=10,
 )

@@ -8,16 +8,16 @@ gptq       the same with GPTQ's rounding on the training rows, through a checkpo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.papers.row_losses import Losses, row_losses
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.base import Adapter
-from topcoat.data.batches import Batch
 from topcoat.data.load import Dataset
 from topcoat.exporting.integers import merged_integers, with_halves
 from topcoat.exporting.merge import write_model
@@ -29,19 +29,17 @@ from topcoat.quant.formats import make_format
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.settings import DenseConfig, IntConfig
 from topcoat.recipe.schema import Recipe
-from topcoat.runs.compute import make_loss
 from topcoat.runs.listener import Silent
 from topcoat.runs.rounding import round_into
 
-Measure = Callable[[Base, Adapters, Dataset, Callable[[Batch], Tensor]], list[tuple[float, int]]]
 CALIBRATION_ROWS = 64
 
 
 def rounded_losses(
-    asked: Sequence[Mapping[str, Any]], recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, measure: Measure
-) -> dict[str, list[tuple[float, int]]]:
+    asked: Sequence[Mapping[str, Any]], recipe: Recipe, base: Base, adapters: Adapters, data: Dataset
+) -> dict[str, Losses]:
     """Name of each of `asked` -> the losses of the validation rows; the adapter is taken off at the end."""
-    gptq = {to["name"]: _by_gptq(to, recipe, base, adapters, data, measure) for to in asked if to["how"] == "gptq"}
+    gptq = {to["name"]: _by_gptq(to, recipe, base, adapters, data) for to in asked if to["how"] == "gptq"}
     layers = dict(adapters.layers)
     adapters.detach()
     found = {}
@@ -51,7 +49,7 @@ def rounded_losses(
             continue
         for path, layer in layers.items():
             _put(base, path, dense(_exact(layer) if to["how"] == "exact" else _nearest(layer, to["bits"]), layer))
-        found[to["name"]] = measure(base, adapters, data, make_loss(base, adapters))
+        found[to["name"]] = row_losses(base, adapters, data)
     return found
 
 
@@ -81,9 +79,7 @@ def _put(base: Base, path: str, module: FrozenLinear) -> None:
     setattr(base.model.get_submodule(parent), name, module)
 
 
-def _by_gptq(
-    to: Mapping[str, Any], recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, measure: Measure
-) -> list[tuple[float, int]]:
+def _by_gptq(to: Mapping[str, Any], recipe: Recipe, base: Base, adapters: Adapters, data: Dataset) -> Losses:
     """Through a merged checkpoint, which is rounded while its own activations pass through it."""
     values = {"format": f"int{to['bits']}", "group_size": 32, "rounding": "gptq", "calibration_rows": CALIBRATION_ROWS}
     with tempfile.TemporaryDirectory(prefix="topcoat-") as folder:
@@ -93,5 +89,4 @@ def _by_gptq(
         settings = ModelSettings(path=str(merged), quantization=IntConfig.model_validate(values), device="cpu")
         round_into(Path(folder) / "rounded", settings, recipe.data, recipe.seed, Silent())
         integers = load_model(settings, Path(folder) / "rounded")
-        nothing = Adapters(integers.model, adapters.config)
-        return measure(integers, nothing, data, make_loss(integers, nothing))
+        return row_losses(integers, Adapters(integers.model, adapters.config), data)

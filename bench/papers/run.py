@@ -35,7 +35,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="show that it runs; the results claim nothing")
     parser.add_argument("--seeds", type=int, help="at most so many seeds; the results say how many")
     parser.add_argument("--again", action="store_true", help="do what was done again")
-    parser.add_argument("--threads", type=int, help="of a job; all cores where it is not given")
+    parser.add_argument("--at-once", type=int, help="jobs side by side, each with its share of the cores; one a core")
     parser.add_argument("--cache", type=Path, default=ROOT / "bench" / ".cache")
     parser.add_argument("--results", type=Path, help=f"folder of the results ({RESULTS.relative_to(ROOT)})")
     options = parser.parse_args(argv)
@@ -54,6 +54,7 @@ def environment(lab: Lab) -> dict[str, Any]:
     return {
         "commit": commit.strip(),
         "kernel": platform.release(),
+        "at_once": lab.at_once,
         "threads": lab.threads,
         "machine": machine(ROOT, ask_torch=False).as_json(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -76,7 +77,7 @@ def results(experiment: Experiment, outcome: Outcome, lab: Lab, command: str) ->
         "seeds": sorted({job["seed"] for job in jobs if "seed" in job}),
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "seconds": round(sum(job.get("seconds", 0) for job in jobs), 1),
+        "seconds": round(sum(job.get("seconds", 0) for job in jobs) / lab.at_once, 1),
         "cpu_s": round(sum(job.get("cpu_s", 0) for job in jobs), 1),
         "busy_cores": max((job.get("busy_cores", 0.0) for job in jobs), default=0.0),
         "environment": environment(lab),
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.names:
         experiment = EXPERIMENTS[name]
         lab = Lab(options.cache, options.quick, options.seeds, options.again)
-        lab.threads = options.threads or lab.threads
+        lab.at_once = options.at_once or lab.at_once
         print(
             f"{experiment.section} {experiment.title} (estimated: {experiment.minutes} minutes on two quiet cores)",
             flush=True,

@@ -8,16 +8,23 @@ the same grid point.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Losses of the same arm at rising learning rates; a run that diverged has NaN."""
+    """The same arm at rising learning rates. Its arms run side by side until something of it is read."""
 
     rates: Sequence[float]
-    losses: Sequence[float]
+    arms: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def losses(self) -> list[float]:
+        """Of each arm; NaN of a run that diverged."""
+        return [arm["loss"] for arm in self.arms]
 
     @property
     def at(self) -> int:
@@ -33,6 +40,11 @@ class Sweep:
     def loss(self) -> float:
         """The lowest loss."""
         return self.losses[self.at]
+
+    @property
+    def arm(self) -> Mapping[str, Any]:
+        """The arm of the lowest loss."""
+        return self.arms[self.at]
 
     @property
     def is_inside(self) -> bool:

@@ -81,20 +81,24 @@ def test_a_value_that_is_no_number_reaches_nothing():
     assert within("", [], 0, 1).verdict == "missed"
 
 
+def arms(losses):
+    return [{"loss": loss} for loss in losses]
+
+
 def test_the_optimum_of_a_parabola_in_log_rate_is_found():
     rates = factor_grid(1e-4, 6)
     assert rates[:3] == (1e-4, 2e-4, 4e-4)
-    sweep = Sweep(rates, [(math.log(rate / 7e-4)) ** 2 for rate in rates])
+    sweep = Sweep(rates, arms([(math.log(rate / 7e-4)) ** 2 for rate in rates]))
     assert sweep.best == 8e-4
     assert sweep.optimum == pytest.approx(7e-4, rel=1e-6)
     assert sweep.is_inside
 
 
 def test_a_diverged_run_is_never_the_best_and_the_end_of_a_grid_is_told():
-    sweep = Sweep((1e-3, 2e-3, 4e-3), (2.0, 1.0, math.nan))
+    sweep = Sweep((1e-3, 2e-3, 4e-3), arms([2.0, 1.0, math.nan]))
     assert (sweep.best, sweep.optimum, sweep.loss) == (2e-3, 2e-3, 1.0)
     assert len(sweep.points()) == 2
-    assert "grid's end" in Sweep((1e-3, 2e-3), (2.0, 1.0)).say()
+    assert "grid's end" in Sweep((1e-3, 2e-3), arms([2.0, 1.0])).say()
 
 
 def test_the_gap_that_shrinks_with_the_batch_is_seen():
@@ -136,10 +140,10 @@ def test_loftq_comes_nearer_with_every_turn_and_qpissa_keeps_a_planted_rank():
 class Protocol(Lab):
     """A laboratory that trains nothing: it checks what it is asked for, and answers with numbers."""
 
-    asked: list
+    wanted: list
 
     def do(self, kind, name, **spec):
-        self.asked.append((kind, spec))
+        self.wanted.append((kind, spec))
         draw = random.Random(digest_of(kind, {**spec, "model": "some/base"}))
         losses = [(20 + draw.random(), 10) for _ in range(8)]
         row = {"losses": losses, "loss": mean_loss(losses), "before": 3.0 + draw.random(), "trained": 1000}
@@ -155,7 +159,7 @@ class Protocol(Lab):
             row["ratios"] = {"loftq T=1": ratio, "qpissa": ratio}
         if kind != "arm":
             row["losses"] = dict.fromkeys(spec["texts"], losses)
-        self.done.append({"job": digest_of(kind, {**spec, "model": "some/base"}), **row})
+        self.asked.append(({"job": digest_of(kind, {**spec, "model": "some/base"})}, row))
         return row
 
     def rows(self, name, part, count):
@@ -165,7 +169,7 @@ class Protocol(Lab):
 @pytest.fixture
 def protocol(tmp_path):
     lab = Protocol(tmp_path)
-    lab.asked = []
+    lab.wanted = []
     return lab
 
 
@@ -173,7 +177,7 @@ def protocol(tmp_path):
 def test_every_arm_of_a_protocol_is_a_recipe_and_every_outcome_can_be_shown(name, protocol, tmp_path):
     experiment = EXPERIMENTS[name]
     outcome = experiment.run(protocol)
-    for kind, spec in protocol.asked:
+    for kind, spec in protocol.wanted:
         if kind == "arm":
             values = {"model": {"path": "m", "quantization": spec["quantization"]}, "adapter": spec["adapter"]}
             values |= {"data": {"train": spec["train"], "validation": spec["validation"]}, "output": "run"}
