@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,10 @@ import time
 import pytest
 from ruamel.yaml import YAML
 
+from topcoat.exporting.checkpoint import quantize_checkpoint
+from topcoat.model.safetensors_source import DirectorySource
 from topcoat.planning import calibration
+from topcoat.quant.settings import IntConfig
 
 
 @pytest.fixture(autouse=True)
@@ -152,11 +156,28 @@ def test_impossible_sizes_are_refused(topcoat, tiny_llama, tmp_path):
     assert "vocab_size is -1" in done.err
 
 
-def test_it_answers_without_torch():
+def answers_without_torch(model):
     code = "import sys; from topcoat.cli.main import run; "
-    code += "assert run(['plan', 'llama-3.1-405b', '--device', 'h200', '--json']) in (0, 1); "
+    code += f"assert run(['plan', {str(model)!r}, '--device', 'h200', '--json']) in (0, 1); "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_it_answers_without_torch():
+    answers_without_torch("llama-3.1-405b")
+
+
+def test_it_reads_a_quantized_checkpoint_without_torch(tiny_llama, tmp_path):
+    quantize_checkpoint(DirectorySource(tiny_llama), tmp_path / "q", IntConfig())
+    answers_without_torch(tmp_path / "q")
+
+
+def test_it_reads_the_dtype_of_plain_weights_without_torch(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "m")
+    facts = json.loads((tmp_path / "m" / "config.json").read_text())
+    kept = {key: value for key, value in facts.items() if not key.endswith("dtype")}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(kept))
+    answers_without_torch(tmp_path / "m")
 
 
 def test_without_rows_a_price_is_that_of_a_million_tokens_and_a_gpu_has_its_energy(topcoat):
@@ -170,6 +191,17 @@ def test_measuring_needs_rows(topcoat):
     assert done.code == 2
     assert "there are no rows to measure with" in done.err
     assert "give a recipe whose data.train is a .jsonl file that is here" in done.err
+
+
+def test_measuring_needs_weights(topcoat, recipe, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    done = topcoat("plan", recipe(), f"model.path={tmp_path / 'm'}", "--device", "cpu", "--measure")
+    assert done.code == 2
+    assert "there are no weights here" in done.err
+    done = topcoat("plan", recipe(), "model.path=qwen2.5-0.5b", "--device", "cpu", "--measure")
+    assert done.code == 2
+    assert "qwen2.5-0.5b is known by name alone: its weights are not here" in done.err
 
 
 def test_a_mixture_says_that_it_cannot_be_trained(topcoat):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from topcoat.errors import TopcoatError
-from topcoat.model.safetensors_source import DirectorySource, read_header
+from topcoat.model.safetensors_source import DirectorySource, read_tensors
 from topcoat.model.tiny import save_tiny, tiny_model
 
 
@@ -62,7 +62,7 @@ def _raw(folder: Path, data: bytes) -> Path:
 def test_a_lying_header_is_named(tmp_path, message):
     file = CASES[message](tmp_path)
     with pytest.raises(TopcoatError) as caught:
-        read_header(file)
+        read_tensors(file)
     assert message in str(caught.value)
     assert "model.safetensors" in str(caught.value)
 
@@ -73,7 +73,7 @@ def test_a_header_above_the_formats_cap_is_refused(tmp_path):
         opened.write((100_000_001).to_bytes(8, "little"))
         opened.truncate(200_000_000)  # sparse: takes no room
     with pytest.raises(TopcoatError, match="claims 100,000,001 bytes, more than the format's 100,000,000"):
-        read_header(file)
+        read_tensors(file)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,7 +86,7 @@ def test_any_damage_to_a_header_is_an_error_or_stays_inside_the_file(tmp_path_fa
         content[data.draw(st.integers(0, 150))] = data.draw(st.integers(0, 255))
     file.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
     with contextlib.suppress(TopcoatError):
-        assert all(tensor.offset + tensor.n_bytes <= len(content) for tensor in read_header(file))
+        assert all(tensor.offset + tensor.n_bytes <= len(content) for tensor in read_tensors(file))
 
 
 def test_tensors_read_as_the_library_reads_them(tmp_path):
@@ -96,7 +96,7 @@ def test_tensors_read_as_the_library_reads_them(tmp_path):
     }
     save_file({**tensors, "empty": torch.ones(0, 4), "scalar": torch.tensor(2.5)}, file)
     theirs = load_file(file)
-    ours = {tensor.name: tensor.read() for tensor in read_header(file)}
+    ours = {tensor.name: tensor.read() for tensor in read_tensors(file)}
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in theirs)
 

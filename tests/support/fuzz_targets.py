@@ -115,10 +115,10 @@ def read_gguf(path: Path) -> None:
 
 def read_safetensors(path: Path) -> None:
     from topcoat.adapters.files import _read_tensors
-    from topcoat.model.safetensors_source import read_header
+    from topcoat.model.safetensors_source import read_tensors
 
     errors = []
-    for read in (read_header, _read_tensors):
+    for read in (read_tensors, _read_tensors):
         try:
             read(path)
         except TopcoatError as error:

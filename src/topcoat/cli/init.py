@@ -161,7 +161,7 @@ def model_facts(model: str) -> ModelFacts:
     config = path / "config.json"
     if not config.is_file():
         return ModelFacts("hub id", None, None)
-    from topcoat.model.safetensors_source import read_header
+    from topcoat.model.safetensors_header import read_header
 
     kind = str(read_json_object(config, "download the model again").get("model_type", "unknown"))
     tensors = [tensor for file in path.glob("*.safetensors") for tensor in read_header(file)]

@@ -14,6 +14,9 @@ from typing import Any
 
 from topcoat.errors import TopcoatError
 from topcoat.json_files import read_json_object
+from topcoat.model.safetensors_header import read_folder_header
+from topcoat.model.settings import HUB_ID
+from topcoat.model.stored_formats import stored_formats
 from topcoat.planning.architecture import FETCH, Architecture, architecture_of
 from topcoat.planning.shapes import find_shape, known_model, unknown_model
 
@@ -56,7 +59,7 @@ def _from_directory(path: Path) -> Architecture:
     if file.is_file():
         facts = _config(file)
         quantized = facts.get("quantization_config")
-        stored = _quantized(path, quantized) if quantized else {"stored_dtype": _plain_dtype(path, facts)}
+        stored = _quantized(path) if quantized else {"stored_dtype": _plain_dtype(path, facts)}
         return replace(architecture_of(facts, str(file)), name=str(path), **stored)
     ggufs = sorted(path.glob("*.gguf"))
     adapter = (path / "adapter_config.json").is_file()
@@ -77,25 +80,32 @@ def shapes_here(model: str) -> Architecture | None:
     return None if found.assumed or found.experts else found
 
 
-def _quantized(path: Path, how: Mapping[str, Any]) -> dict[str, Any]:
+def require_weights(model: str) -> None:
+    """Raises TopcoatError where a model cannot be loaded because its weights are not here; a hub id can be fetched."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        read_folder_header(path)
+    elif not path.is_file() and not HUB_ID.fullmatch(model):
+        what = f"{model} is known by name alone: its weights are not here"
+        raise TopcoatError(what, "model.path", "give a Hugging Face directory, a .gguf file or a hub id")
+
+
+def _quantized(path: Path) -> dict[str, Any]:
     """Bytes of the blocks' linears in a checkpoint that is quantized already, and the formats of all its quantized
     weights; nothing where the weights are not here."""
-    from topcoat.model.joined import JoinedTensor
-    from topcoat.model.quantized_tensors import JOINS
-    from topcoat.model.safetensors_source import read_folder
-
     try:
-        tensors = read_folder(path)
-        joined = JOINS[how["quant_method"]](tensors, how) if how.get("quant_method") in JOINS else []
+        tensors = read_folder_header(path)
+        formats = stored_formats(tensors)
     except TopcoatError:
         return {}
     inside = [tensor for tensor in tensors if ".layers." in tensor.name or ".h." in tensor.name]
     n_bytes = sum(t.n_bytes for t in inside if len(t.shape) > 1 or not t.name.endswith((".weight", ".bias")))
-    kept = {(t.name.removesuffix(".weight"), t.form().format) for t in joined if isinstance(t, JoinedTensor)}
-    return {"stored_linear_bytes": n_bytes, "stored_formats": frozenset(kept)}
+    return {"stored_linear_bytes": n_bytes, "stored_formats": frozenset(formats.items())}
 
 
 _PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp32"}
+"""As safetensors names them."""
 
 
 def _plain_dtype(path: Path, facts: Mapping[str, Any]) -> str | None:
@@ -103,13 +113,11 @@ def _plain_dtype(path: Path, facts: Mapping[str, Any]) -> str | None:
     said = _PLAIN.get(str(facts.get("dtype") or facts.get("torch_dtype")).removeprefix("torch."))
     if said is not None:
         return said
-    from topcoat.model.safetensors_source import read_folder
-
     try:
-        forms = {tensor.form().format for tensor in read_folder(path) if len(tensor.shape) > 1}
+        found = {tensor.stored_dtype for tensor in read_folder_header(path) if len(tensor.shape) > 1}
     except TopcoatError:
         return None
-    return forms.pop() if len(forms) == 1 else None
+    return _STORED.get(found.pop()) if len(found) == 1 else None
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from topcoat.planning.data_size import DataSize, data_size
 from topcoat.planning.devices import Device, device_in, find_device, parse_bytes
 from topcoat.planning.estimate import Estimate, estimate
 from topcoat.planning.machine import Machine, machine
-from topcoat.planning.model_files import find_architecture
+from topcoat.planning.model_files import find_architecture, require_weights
 from topcoat.planning.possible import require_possible, require_steps
 from topcoat.planning.request import Request
 from topcoat.planning.residuals import keep_residual, read_residuals, residual_bytes, says
@@ -140,6 +140,8 @@ def plan_recipe(
             "--measure",
             "leave --device out" if named else "give a recipe whose data.train is a .jsonl file that is here",
         )
+    if measure:
+        require_weights(recipe.model.path)
     used = named or _here(_gpu_for(recipe, device), facts, say)
     free = None if named else facts.available_bytes if used.kind == "cpu" else gpu_free_bytes()
     key = cpu_key(facts) if used.kind == "cpu" else used.name

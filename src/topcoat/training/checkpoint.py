@@ -29,7 +29,7 @@ from topcoat.files import (
     sweep_temporaries,
     write_new,
 )
-from topcoat.model.safetensors_source import SafeTensor, read_header
+from topcoat.model.safetensors_source import SafeTensor, read_tensors
 from topcoat.training import manifest as manifests
 from topcoat.training.manifest import Damaged, FileRecord, Manifest
 from topcoat.training.tensor_file import missing_or_changed, on_host, outline, pieces, read_into, require_fit
@@ -294,7 +294,7 @@ def _headers(path: Path, manifest: Manifest) -> dict[str, list[SafeTensor]]:
     for name in manifest.files:
         if name != STATE:
             try:
-                found[name.removesuffix(TENSORS)] = read_header(path / name)
+                found[name.removesuffix(TENSORS)] = read_tensors(path / name)
             except TopcoatError as error:
                 raise Damaged(f"{name} cannot be parsed: {error.problems[0].what}") from error
     return found
