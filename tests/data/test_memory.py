@@ -113,6 +113,7 @@ def test_a_file_several_times_the_memory_is_fed_whole(write, folder, chatml, tmp
     chatml.tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "big.jsonl"), str(tmp_path / "tokenizer"), str(headroom)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment["MALLOC_ARENA_MAX"] = "1"  # an arena reserves 64 MiB of addresses a thread, whatever it holds
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
