@@ -16,35 +16,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.papers.intervals import mean_loss
 from bench.papers.rounding import rounded_losses
 from bench.papers.row_losses import row_losses
 from topcoat.adapters.adalora import AdaLora
-from topcoat.adapters.attach import Adapters, attach
+from topcoat.adapters.attach import Adapters
 from topcoat.adapters.settings import FullConfig
 from topcoat.data.batches import Batch
 from topcoat.data.load import Dataset, load_data
 from topcoat.errors import Refused
 from topcoat.evaluation.answers import answer
 from topcoat.model.load import Base, load_model
-from topcoat.model.originals import Originals
 from topcoat.recipe.load import recipe_from_dict
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.attaching import attach_to, optimizer_for
 from topcoat.runs.compute import make_loss, precision
 from topcoat.runs.opening import RunPlan, plan_run
 from topcoat.runs.scoring import Evaluating, question
 from topcoat.training.loop import Training, train
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.memory import memory_bytes
-from topcoat.training.optimizers.choices import make_optimizer
 from topcoat.training.step_rules import step_rule
 
 ENDLESS = 1 << 30
-START_ROWS = 64
-"""Examples that a start from the data may look at."""
 
 Row = dict[str, Any]
 
@@ -85,15 +81,7 @@ def arm(spec: Mapping[str, Any]) -> Row:
         seed=recipe.seed,
         vocab_rows=base.vocab_rows,
     )
-    rows = (torch.tensor([row.input_ids]) for row in islice(data.train, START_ROWS))
-    adapters = attach(
-        base.model,
-        recipe.adapter,
-        recipe.seed,
-        originals=Originals(base),
-        rows=rows,
-        tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
-    )
+    adapters = attach_to(base, data, recipe)
     plan = plan_run(recipe, base, adapters, data, 0)
     loss = make_loss(base, adapters, plan.engine.fused, recipe.train)
     found: Row = {"trained": adapters.count(), "engine": plan.engine.describe(), "steps": plan.steps.total}
@@ -122,13 +110,7 @@ def trained(
     """Run the loop; the training loss and the speed, or that the loss is no number any more: the rate was too high."""
     steps: list[Row] = []
     base.model.train()
-    optimizer = make_optimizer(
-        adapters.parameters(),
-        recipe.train,
-        folder=Path("nowhere"),
-        flat=not isinstance(recipe.adapter, FullConfig),
-        rate_factor=adapters.rate_factor,
-    )
+    optimizer = optimizer_for(adapters, recipe, Path("nowhere"))
     began = time.perf_counter()
     run = Training(
         parameters=adapters.parameters(),

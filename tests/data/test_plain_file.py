@@ -20,6 +20,7 @@ from feed_rows import rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_here import ISAS
+from odd_texts import SPECIAL, texts_of
 
 from topcoat.data import plain_file, plain_lines, prepare
 from topcoat.data.columns import Columns
@@ -27,31 +28,13 @@ from topcoat.data.line_arrays import BLANK, PLAIN, LineReader, digests, joined
 from topcoat.data.plain_lines import PlainLines, Unplain
 from topcoat.data.prepare import Preparation
 from topcoat.data.store import Store
-from topcoat.data.words import PIECES, NotSeparable
+from topcoat.data.words import NotSeparable
 from topcoat.errors import TopcoatError
 from topcoat.kernels.native.library import threadless_library
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="there is no compiler here")
 FAMILIES = ("chatml", "llama3", "qwen3")
-ODD = (
-    "<",
-    "<|",
-    "|>",
-    "<|im_end|>",
-    "<|im_",
-    "<|im_start|>",
-    "</s>",
-    "</think>",
-    "\x00",
-    "\x1f",
-    "\x7f",
-    '"',
-    "\\",
-    "/",
-)
-TEXT = st.lists(st.sampled_from((*PIECES, *ODD)) | st.text(max_size=6), max_size=10).map(
-    lambda parts: "".join(parts).encode("utf-8", "replace").decode()
-)
+TEXT = texts_of(*SPECIAL, "\x00", "\x1f", "\x7f", '"', "\\", "/", most=10)
 ROLES = st.sampled_from(
     [
         ("user", "assistant"),

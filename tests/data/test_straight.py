@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_texts import SPECIAL, texts_of
 from public_templates import FOLDER, PUBLIC, public_tokenizer
 
 from topcoat.data import straight
@@ -16,24 +17,9 @@ from topcoat.data.columns import Columns
 from topcoat.data.encode import Encoder
 from topcoat.data.straight import straight_of
 from topcoat.data.verbatim import forbidden_texts
-from topcoat.data.words import PIECES, NotSeparable, words_of
+from topcoat.data.words import NotSeparable, words_of
 
-ODD = (
-    "<",
-    "<|",
-    "|>",
-    "<|im_end|>",
-    "<|im_",
-    "im_end|>",
-    "</s>",
-    "</think>",
-    "<think>\nhm\n</think>\n\n",
-    "[INST]",
-    " ",
-)
-CONTENTS = st.lists(st.sampled_from((*PIECES, *ODD)) | st.text(max_size=6), max_size=12).map(
-    lambda parts: "".join(parts).encode("utf-8", "replace").decode()
-)
+CONTENTS = texts_of(*SPECIAL, "im_end|>", "<think>\nhm\n</think>\n\n", "[INST]", " ")
 ROLES = st.sampled_from(
     [
         ("user", "assistant"),

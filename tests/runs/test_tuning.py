@@ -158,14 +158,14 @@ def test_values_that_a_killed_process_was_at_are_tried_again(tmp_path):
 
 
 def test_a_trial_that_cannot_be_trained_is_passed_over(recipe, monkeypatch):
-    real = tuning_trial.attach
+    real = tuning_trial.attach_to
 
-    def refusing(model, config, *rest, **more):
-        if config.r == 8:
+    def refusing(base, data, recipe):
+        if recipe.adapter.r == 8:
             raise TopcoatError("rank 8 is refused here")
-        return real(model, config, *rest, **more)
+        return real(base, data, recipe)
 
-    monkeypatch.setattr(tuning_trial, "attach", refusing)
+    monkeypatch.setattr(tuning_trial, "attach_to", refusing)
     tuned = tune(recipe, "r=4/8,learning_rate=1e-3/2e-3", "90s", trials=2)
     assert {trial.values["r"] for trial in tuned.tried} == {4}
     assert tuned.best.values["r"] == 4

@@ -11,24 +11,21 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from topcoat.adapters.attach import Adapters, attach
 from topcoat.data.load import Dataset, load_data
 from topcoat.data.preview import preview
 from topcoat.errors import Interrupted
 from topcoat.model.load import Base
-from topcoat.model.originals import Originals
 from topcoat.model.parity import require_attention_parity, require_separate_documents
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.attaching import attach_to
 from topcoat.runs.checking import check_before_training
 from topcoat.runs.finish import finish, keep_best
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.guiding import facts_of_run, tell
-from topcoat.runs.labelling import with_label_head
 from topcoat.runs.listener import Listener, Silent
 from topcoat.runs.opening import claimed, free_memory, plan_run, refuse_impossible
 from topcoat.runs.rehearsal import rehearse
@@ -41,10 +38,6 @@ from topcoat.training.loop import train
 from topcoat.training.memory import memory_bytes
 from topcoat.training.signals import StopSignals
 from topcoat.training.trackers import require_installed
-
-START_ROWS = (
-    128  # examples that a start from the data (EVA) may look at; it stops earlier once its directions stand still
-)
 
 
 @dataclass(frozen=True)
@@ -146,19 +139,6 @@ def open_data(recipe: Recipe, base: Base, listener: Listener, stop: StopSignals)
         vocab_rows=base.vocab_rows,
         bar=listener.progress,
         check=stop.check,
-    )
-
-
-def attach_to(base: Base, data: Dataset, recipe: Recipe) -> Adapters:
-    """The recipe's adapter on the base, started from the seed, the weights or the first rows, as it says."""
-    rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(data.train, START_ROWS))
-    return attach(
-        base.model,
-        with_label_head(base, recipe.adapter, data.labels, recipe.seed),
-        recipe.seed,
-        originals=Originals(base),
-        rows=rows,
-        tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
     )
 
 

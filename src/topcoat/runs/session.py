@@ -19,6 +19,7 @@ from topcoat.files import write_file
 from topcoat.model.load import Base
 from topcoat.recipe.load import dump_recipe
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.attaching import optimizer_for
 from topcoat.runs.compute import make_loss
 from topcoat.runs.folder import RunFolder, read_json, write_json
 from topcoat.runs.listener import Advance, Listener, Silent
@@ -33,7 +34,6 @@ from topcoat.training.memory import memory_bytes
 from topcoat.training.metrics import MetricsLog
 from topcoat.training.objectives.labels import balanced
 from topcoat.training.optimizers.base import Optimizer
-from topcoat.training.optimizers.choices import make_optimizer
 from topcoat.training.patience import save_with_patience
 from topcoat.training.signals import StopSignals
 from topcoat.training.step_rules import NoRule, StepRule, step_rule
@@ -252,13 +252,7 @@ def prepare(
         checkpoints=Checkpoints(
             folder.checkpoints, recipe.train.keep_checkpoints, now["run_id"], checkpoint_identity(recipe, now)
         ),
-        optimizer=make_optimizer(
-            adapters.parameters(),
-            recipe.train,
-            folder=folder.path,
-            flat=not isinstance(adapters.config, FullConfig),
-            rate_factor=adapters.rate_factor,
-        ),
+        optimizer=optimizer_for(adapters, recipe, folder.path),
         scale=LossScale.for_dtype(base.compute_dtype),
         trackers=trackers(recipe.train.report_to, folder.path, listener.say),
         receipt=now,

@@ -10,21 +10,19 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from topcoat.adapters.attach import Adapters, attach
+from topcoat.adapters.attach import Adapters
 from topcoat.adapters.settings import FullConfig
 from topcoat.data.batches import Batch, Batches
 from topcoat.data.load import Dataset
 from topcoat.errors import Refused
 from topcoat.evaluation.loss import mean_loss
 from topcoat.model.load import Base
-from topcoat.model.originals import Originals
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.attaching import attach_to, optimizer_for
 from topcoat.runs.compute import make_loss
 from topcoat.runs.listener import Listener
 from topcoat.runs.opening import RunPlan, free_memory, plan_run
@@ -35,12 +33,9 @@ from topcoat.training.loop import Training, train
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.memory import free_leftovers, memory_bytes
 from topcoat.training.optimizers.base import Optimizer
-from topcoat.training.optimizers.choices import make_optimizer
 from topcoat.training.signals import StopSignals
 from topcoat.training.step_rules import step_rule
 
-START_ROWS = 128
-"""Examples that a start from the data (EVA) may look at."""
 RUNGS = (1, 3, 9)
 """Ninths of a trial at which it is measured."""
 
@@ -77,15 +72,7 @@ class Bench:
         Raises Refused where memory is short.
         """
         base = self.base
-        rows = (torch.tensor([row.input_ids], device=base.device) for row in islice(self.data.train, START_ROWS))
-        adapters = attach(
-            base.model,
-            recipe.adapter,
-            recipe.seed,
-            originals=Originals(base),
-            rows=rows,
-            tokenize=lambda text: list(base.tokenizer(text)["input_ids"]),
-        )
+        adapters = attach_to(base, self.data, recipe)
         recomputes = False
         try:
             plan = plan_run(recipe, base, adapters, self.data, self.runtime_bytes)
@@ -104,13 +91,7 @@ class Bench:
 
     def optimizer(self, recipe: Recipe, adapters: Adapters) -> Optimizer:
         """A fresh one."""
-        return make_optimizer(
-            adapters.parameters(),
-            recipe.train,
-            folder=self.folder,
-            flat=not isinstance(recipe.adapter, FullConfig),
-            rate_factor=adapters.rate_factor,
-        )
+        return optimizer_for(adapters, recipe, self.folder)
 
 
 class Watch:
