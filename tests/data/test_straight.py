@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from topcoat.data import straight
 from topcoat.data.child import Progress
 from topcoat.data.columns import Columns
 from topcoat.data.encode import Encoder
+from topcoat.data.labelled import VERIFY_EVERY, Shape
 from topcoat.data.straight import straight_of
 from topcoat.data.verbatim import forbidden_texts
 from topcoat.data.words import NotSeparable, words_of
@@ -113,7 +115,7 @@ def test_plain_rows_of_common_templates_do_go_straight(chat_of, progress):
                 [*rows, {"messages": [*rows[0]["messages"][:1], {"role": "assistant", "content": " "}]}],
             )
         shapes = list(encoder._straight._shapes.values())
-        assert [shape.met for shape in shapes] == [9]
+        assert [shape._met for shape in shapes] == [9]
 
 
 LOOP = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ BODY }}<|im_end|>\n{% endfor %}"
@@ -249,3 +251,22 @@ def test_templates_that_mark_their_answers_go_the_long_way(chat_of):
     chat = chat_of("marked")
     words = words_of(chat.tokenizer.backend_tokenizer)
     assert straight_of(chat.renderer, words, "assistant") is None
+
+
+def test_threads_that_share_a_shape_verify_its_first_text_and_one_in_so_many():
+    shape = Shape(("user", "assistant"), ["", "", ""], [None, None], {1: 0}, {}, [[], [], []], [0, 0, 0], [(1, 1)])
+    assert [*shape.to_verify(1)] == [0]
+    assert [*shape.to_verify(600)] == [255, 511]
+    found = []
+    counts = [1 + number % 7 for number in range(2000)]
+
+    def meet():
+        for count in counts:
+            found.append(len(shape.to_verify(count)))
+
+    threads = [Thread(target=meet) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 3 + sum(found) == -(-(601 + 4 * sum(counts)) // VERIFY_EVERY)

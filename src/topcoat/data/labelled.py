@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from topcoat.data.render import Renderer
 from topcoat.data.words import NotSeparable, Words
 
 Places = NDArray[np.int64]
+VERIFY_EVERY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,20 @@ class Shape:
     """Of the literals."""
     spans: list[tuple[int, int]]
     """What is trained: from the beginning of one answer to the stop token of another, as their turns."""
-    met: int = 0
+    _met: int = field(default=0, init=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     @property
     def last_turn(self) -> int:
         """That of the last answer."""
         return max(self.stops)
+
+    def to_verify(self, count: int) -> range:
+        """Which of the next `count` texts of the shape are rendered as well: its first, then one in VERIFY_EVERY."""
+        with self._lock:  # threads share the shapes of a file
+            before = self._met
+            self._met += count
+        return range(-before % VERIFY_EVERY, count, VERIFY_EVERY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from topcoat.data.labelled import Group, Places, Straightened
 from topcoat.data.layouts import Layout, Layouts, TooMany
 from topcoat.data.line_arrays import BLANK, LineArrays, LineReader, digests, joined
 from topcoat.data.lines import deep_row
-from topcoat.data.straight import VERIFY_EVERY, Straight
+from topcoat.data.straight import Straight
 from topcoat.json_files import quick_object
 from topcoat.kernels.native.library import Library
 
@@ -123,26 +123,18 @@ class PlainLines:
         data, borders = self._joined(read, pieces, len(rows), quoted=False)
         whole = data.tobytes()
         for one, group in zip(some, groups, strict=True):
-            self._verify(read, one, [whole[borders[n] : borders[n + 1]] for n in self._chosen(one, group)])
+            for at in one.layout.shape.to_verify(len(one.lines)):
+                n = group.numbers[at]
+                self._verify(read, one.layout, one.texts[at], whole[borders[n] : borders[n + 1]])
         return self._straight.labeller.labelled(rows.tolist(), groups, whole)
 
-    def _chosen(self, one: _Some, group: Group) -> list[int]:
-        """Which texts of a group are rendered: the first of a shape, and then one in VERIFY_EVERY."""
-        before = one.layout.shape.met
-        one.layout.shape.met += len(one.lines)
-        return group.numbers[(-before) % VERIFY_EVERY :: VERIFY_EVERY].tolist()
-
-    def _verify(self, read: LineArrays, one: _Some, texts: list[bytes]) -> None:
-        first = (-(one.layout.shape.met - len(one.lines))) % VERIFY_EVERY
-        for chosen, text in zip(one.texts[first::VERIFY_EVERY], texts, strict=True):
-            messages = [
-                {
-                    "role": role,
-                    "content": read.texts[read.starts[n] : read.starts[n] + read.sizes[n]].tobytes().decode(),
-                }
-                for role, n in zip(one.layout.shape.roles, chosen.tolist(), strict=True)
-            ]
-            self._straight.verify(messages, text.decode())
+    def _verify(self, read: LineArrays, layout: Layout, texts: Places, text: bytes) -> None:
+        """Raises NotSeparable where the template makes another text than `text` of a row's `texts` (turns,)."""
+        messages = [
+            {"role": role, "content": read.texts[read.starts[n] : read.starts[n] + read.sizes[n]].tobytes().decode()}
+            for role, n in zip(layout.shape.roles, texts.tolist(), strict=True)
+        ]
+        self._straight.verify(messages, text.decode())
 
     def _arrays(
         self, read: LineArrays, some: list[_Some], found: Straightened, line: int

@@ -26,7 +26,6 @@ from topcoat.data.words import NotSeparable, Words
 OUTER = "\u2003\u2004"  # white space that no template writes: shows whether a content is stripped
 SENTINEL = "\U0010fff4"  # a private-use character
 ROLES = {"system", "user", "assistant"}
-VERIFY_EVERY = 256
 
 
 @dataclass(slots=True)
@@ -130,8 +129,7 @@ class Straight:
         contents = [
             content if strip is None else strip(content) for content, strip in zip(contents, shape.strips, strict=True)
         ]
-        shape.met += 1
-        if shape.met % VERIFY_EVERY == 1:
+        if shape.to_verify(1):
             at(row)
             self.verify(messages, _put_together(shape, contents))
         return _Text(row, contents, is_plain)
