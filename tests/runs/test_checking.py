@@ -65,6 +65,19 @@ def test_the_tokens_and_positions_that_are_counted_are_those_of_the_run(labelled
     assert said.fill == pytest.approx(sum(batch.n_tokens for batch in batches) / computed)
 
 
+@pytest.mark.parametrize(
+    ("objective", "overlong"),
+    [("completion", "split"), ("completion", "truncate"), ("sft", "truncate"), ("sft", "drop")],
+)
+def test_rows_over_the_limit_are_counted_as_the_run_cuts_them(labelled, objective, overlong):
+    recipe = labelled(objective, max_length=12, overlong=overlong, packing=False)
+    _, batches = of_the_run(recipe)
+    said = recipe_setting(recipe, 20, lambda *told: None)
+    assert max(said.lengths.tokens) > 12
+    computed = sum(batch.input_ids.numel() for batch in batches)
+    assert said.fill == pytest.approx(sum(batch.n_tokens for batch in batches) / computed)
+
+
 @pytest.mark.parametrize(("objective", "label"), [("classification", "team: b"), ("regression", "stars: 0.75")])
 def test_a_labelled_row_alone_is_shown_as_in_its_batch_with_its_label(labelled, objective, label):
     recipe = labelled(objective)

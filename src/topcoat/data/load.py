@@ -18,7 +18,7 @@ from topcoat.data.cache import Cache, cache_folder
 from topcoat.data.columns import columns_of
 from topcoat.data.examples import Examples, Part, Places
 from topcoat.data.labels import LABELLED, Labels, read_labels
-from topcoat.data.overlong import WINDOW, choose_max_length, fit
+from topcoat.data.overlong import WINDOW, choose_max_length, fit, manner_of
 from topcoat.data.plain_rows import require_text
 from topcoat.data.prepare import Preparation, prepare
 from topcoat.data.progress import Bar
@@ -105,7 +105,7 @@ def load_data(
     report.longest, report.longest_row = int(everything.lengths[at]), everything.place(at)
     windowed = objective == "completion"
     max_length = choose_max_length(settings.max_length, report.longest, context_length, WINDOW if windowed else None)
-    train, validation = _of_length(read, settings, max_length, context_length, windowed=windowed)
+    train, validation = _of_length(read, settings, max_length, context_length, objective=objective)
     if "no_stop_token" not in settings.allow and not plain:
         _check_stops(train, read.renderer)
     if settings.loss_on != "all" and report.format != "text" and "all_trained" not in settings.allow:
@@ -168,11 +168,11 @@ def _read(
 
 
 def _of_length(
-    read: _Read, settings: DataSettings, max_length: int, context_length: int, *, windowed: bool
+    read: _Read, settings: DataSettings, max_length: int, context_length: int, *, objective: str
 ) -> tuple[Examples, Examples]:
     """The training and validation rows in at most `max_length` tokens, those without a target left out."""
     report = read.report
-    overlong = "windows" if windowed and settings.overlong == "split" else settings.overlong
+    overlong = manner_of(settings.overlong, objective)
 
     def fitted(examples: Examples) -> Examples:
         return fit(examples, max_length, overlong, context_length, report)
@@ -182,7 +182,7 @@ def _of_length(
     train = _with_targets(fitted(read.train), report, settings)
     if len(read.validation):
         return train, _with_targets(fitted(read.validation), report, settings)
-    if windowed and isinstance(settings.validation, float):
+    if objective == "completion" and isinstance(settings.validation, float):
         return _hold_out_the_end(train, settings.validation, report)
     return train, read.validation
 

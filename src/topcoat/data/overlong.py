@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topcoat.data.examples import Examples, Places
 from topcoat.data.render import Example
@@ -30,11 +31,16 @@ def choose_max_length(setting: int | str, longest: int, context_length: int, mos
     return min(longest, context_length, most or context_length)
 
 
+def manner_of(overlong: str, objective: str) -> str:
+    """The setting, or "windows" where plain text is split: pieces of which each begins with the last token of the one
+    before, so that every token but a document's first is predicted, once."""
+    return "windows" if objective == "completion" and overlong == "split" else overlong
+
+
 def fit(examples: Examples, max_length: int, overlong: str, context_length: int, report: DataReport) -> Examples:
     """The examples, none longer than `max_length`; what was done to them is written into `report`.
 
-    `overlong` is the setting, or "windows": pieces of which each begins with the last token of the one before, so that
-    every token but a document's first is predicted, once.
+    `overlong` is what `manner_of` says.
 
     Raises:
         TopcoatError: some are longer and `overlong` is "error".
@@ -57,18 +63,28 @@ EVENTS = {"drop": "dropped_overlong", "truncate": "truncated", "split": "split",
 
 def shortened(examples: Examples, max_length: int, overlong: str) -> Examples:
     """The examples with those over `max_length` left out, cut at their end, or cut into pieces, by `overlong`."""
-    if overlong == "drop":
-        return examples.take(examples.lengths <= max_length)
-    stride = max_length - 1 if overlong == "windows" else max_length
-    pieces = np.ones(len(examples), np.int32)
-    if overlong in ("split", "windows"):
-        pieces = np.maximum(-(-(examples.lengths - (max_length - stride)) // stride), 1)
-    found = examples.take(np.repeat(np.arange(len(examples)), pieces))
-    number = np.arange(len(found)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its example
-    before = (number * stride).astype(np.int32)
+    owners, before, lengths = pieces_of(examples.lengths, max_length, overlong)
+    found = examples.take(owners)
     found.first = found.first + before
-    found.lengths = np.minimum(found.lengths - before, max_length).astype(np.int32)
+    found.lengths = lengths
     return found
+
+
+def pieces_of(
+    lengths: NDArray[np.int32], max_length: int, overlong: str
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    """What is left of examples of `lengths` (N,): of each piece (M,) its example, the tokens before it, its length."""
+    if overlong in ("drop", "error"):
+        (kept,) = np.nonzero((lengths <= max_length) | (overlong == "error"))
+        return kept, np.zeros(len(kept), np.int32), lengths[kept].astype(np.int32)
+    stride = max_length - 1 if overlong == "windows" else max_length
+    pieces = np.ones(len(lengths), np.int64)
+    if overlong in ("split", "windows"):
+        pieces = np.maximum(-(-(lengths - (max_length - stride)) // stride), 1)
+    owners = np.repeat(np.arange(len(lengths)), pieces)
+    number = np.arange(len(owners)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its example
+    before = (number * stride).astype(np.int32)
+    return owners, before, np.minimum(lengths[owners] - before, max_length).astype(np.int32)
 
 
 def shorten(example: Example, max_length: int, overlong: str) -> list[Example]:

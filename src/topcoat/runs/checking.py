@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.patterns import chosen
 from topcoat.adapters.settings import FullConfig, LoraConfig, TargetedConfig
@@ -21,7 +23,7 @@ from topcoat.data.checks.verdict import Found, Verdict, summary
 from topcoat.data.columns import columns_of
 from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
-from topcoat.data.overlong import WINDOW, choose_max_length
+from topcoat.data.overlong import WINDOW, choose_max_length, manner_of, pieces_of
 from topcoat.data.pack import best_fit, group_similar
 from topcoat.data.render import Renderer
 from topcoat.data.row_formats import to_conversations
@@ -111,8 +113,8 @@ def _lengths(recipe: Recipe, renderer: Renderer, files: Sequence[str], rows: int
 
 def _fill(recipe: Recipe, tokens: list[int], max_length: int) -> float | None:
     """Tokens / positions of one epoch, batched as the run batches examples of these sizes; None without any."""
-    overlong = recipe.data.overlong
-    sizes = [part for size in tokens for part in _parts(size, max_length, overlong)]
+    manner = manner_of(recipe.data.overlong, recipe.train.objective)
+    sizes = pieces_of(np.array(tokens, np.int32), max_length, manner)[2].tolist()
     if not sizes:
         return None
     budget = micro_batch_tokens(recipe.train.micro_batch_tokens, max_length)
@@ -126,15 +128,6 @@ def _fill(recipe: Recipe, tokens: list[int], max_length: int) -> float | None:
         else:
             positions += sum(len(group) * max(lengths[at] for at in group) for group in group_similar(lengths, budget))
     return sum(sizes) / positions
-
-
-def _parts(size: int, limit: int, overlong: str) -> list[int]:
-    """Tokens of what becomes of an example of `size`."""
-    if size <= limit or overlong == "error":
-        return [size]
-    if overlong == "split":
-        return [limit] * (size // limit) + [size % limit] * (size % limit > 0)
-    return [limit] if overlong == "truncate" else []
 
 
 def _rank(recipe: Recipe) -> int | None:

@@ -18,7 +18,7 @@ from topcoat.data.columns import Columns
 from topcoat.data.conversation import BadRow, Conversation
 from topcoat.data.labels import LABELLED, Labels, label_text
 from topcoat.data.load import Dataset, load_data
-from topcoat.data.overlong import WINDOW, choose_max_length, shorten
+from topcoat.data.overlong import WINDOW, choose_max_length, manner_of, shorten
 from topcoat.data.progress import Bar
 from topcoat.data.render import DOCUMENT, Example, Renderer
 from topcoat.data.row_formats import to_conversations
@@ -141,7 +141,7 @@ def shown_row(recipe: Recipe, opened: Opened, row: Row | int) -> ShownRow:
     if len(example.input_ids) <= limit:
         return _alone(title, [example], notes, texts, settings.packing)
     if settings.overlong == "split":
-        pieces = shorten(example, limit, "windows" if windowed else "split")
+        pieces = shorten(example, limit, manner_of("split", recipe.train.objective))
         return _alone(title, pieces, ["split at data.max_length"], texts, settings.packing)
     if settings.overlong == "truncate":
         shown = _alone(title, shorten(example, limit, "truncate"), [*notes, CUT], texts, settings.packing)
