@@ -24,7 +24,7 @@ STORES: dict[str, dict[str, object] | None] = {
     },
 }
 RANK, TURNS = 16, 2
-DATA, SEEDS, RATE = Cut("banking77", 320, 100), 3, 1e-3
+DATA, SEEDS, RATE = Cut("banking77", 256, 100), 3, 1e-3
 TUNED = {
     "NF4, LoRA (QLoRA)": ("nf4", "lora"),
     "NF4-ICQ, LoRA": ("nf4-icq", "lora"),

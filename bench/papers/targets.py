@@ -11,8 +11,8 @@ from bench.papers.lab import Lab
 from bench.papers.protocol import Chart, Experiment, Outcome, Table
 from bench.papers.sweeps import factor_grid
 
-DATA = Cut("alpaca", 512, 100)
-SWEPT = Cut("alpaca", 256, 100)
+DATA = Cut("alpaca", 384, 100)
+SWEPT = Cut("alpaca", 192, 100)
 GRID = factor_grid(5e-4, 4)
 SEEDS = 3
 MLP, ATTENTION = ["gate_proj", "up_proj", "down_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -70,5 +70,5 @@ EXPERIMENT = Experiment(
     paper=Table(["linears", "rank", "WikiSQL", "MNLI"], [[name, *row] for name, row in PAPER.items()]),
     paper_chart=Chart("LoRA, Table 5: GPT-3, WikiSQL accuracy", bars={name: row[1] for name, row in PAPER.items()}),
     run=run,
-    minutes=15,
+    minutes=14,
 )
