@@ -49,7 +49,10 @@ def run(lab: Lab) -> Outcome:
     header = ["method", "best rate", "mean loss", "exact match", "tokens a second"]
     bars = {name: statistics.fmean(values) for name, values in scores.items()}
     return Outcome(
-        lines, Table(header, rows), Chart(f"SmolLM2-135M, exact match on {DATA.validation} of banking77", bars=bars), figures
+        lines,
+        Table(header, rows),
+        Chart(f"SmolLM2-135M, exact match on {DATA.validation} of banking77", bars=bars),
+        figures,
     )
 
 
@@ -60,9 +63,9 @@ EXPERIMENT = Experiment(
     section="12.6",
     title="AdaLoRA beside LoRA at an equal budget",
     source="Zhang et al. 2023 (AdaLoRA), arXiv:2303.10512, Table 1: mean of GLUE, DeBERTa-v3-base",
-    protocol=f"SmolLM2-135M-Instruct, {DATA.say()} by exact match, one epoch ({DATA.train // 16} steps), batch 16, cosine, all "
-    f"linears, scale 2; rates {ARMS['LoRA r 8'][1]} for LoRA and {ARMS['AdaLoRA 12 to 8'][1]} for AdaLoRA with seed 0, "
-    f"then {SEEDS} seeds at the best. AdaLoRA takes ranks away from a tenth of the run to three fifths. Intervals are "
+    protocol=f"SmolLM2-135M-Instruct, {DATA.say()} by exact match, one epoch ({DATA.train // 16} steps), batch 16, "
+    f"cosine, all linears, scale 2; rates {ARMS['LoRA r 8'][1]} for LoRA and {ARMS['AdaLoRA 12 to 8'][1]} for AdaLoRA "
+    f"with seed 0, then {SEEDS} seeds at the best. AdaLoRA takes ranks away from a tenth of the run to three fifths. Intervals are "
     "of paired differences over seeds.",
     paper=Table(["method", "GLUE"], [[name, value] for name, value in PAPER.items()]),
     paper_chart=Chart("AdaLoRA, Table 1: mean of GLUE", bars=PAPER),

@@ -17,11 +17,15 @@ from topcoat.quant.settings import PluginConfig
 EXAMPLE = Path(__file__).parents[2] / "examples" / "topcoat-ternary"
 TRAIN = """
 import sys, torch
+from pathlib import Path
 from topcoat.adapters.attach import attach
 from topcoat.adapters.settings import LoraConfig
+from topcoat.exporting.checkpoint import quantize_checkpoint
 from topcoat.model.load import load_model
+from topcoat.model.safetensors_source import DirectorySource
 from topcoat.model.settings import ModelSettings
 from topcoat.model.tiny import save_tiny
+from topcoat.quant.settings import read_config
 
 quantization = {"format": "plugin", "name": "ternary", "settings": {"threshold": 0.5}}
 path = save_tiny(sys.argv[1])
@@ -40,11 +44,17 @@ for _ in range(5):
     losses.append(loss.item())
 assert losses[-1] < losses[0], losses
 assert torch.equal(linear.weight_state.tensors["codes"], before)
+
+report = quantize_checkpoint(DirectorySource(path), Path(sys.argv[1] + "-stored"), read_config(quantization))
+assert report["layout"] == "Topcoat" and report["bits_per_weight"] > 8, report
+as_it_lies = {"quantization": {"format": "stored"}, "compute_dtype": "fp32", "device": "cpu"}
+state = load_model(ModelSettings(path=sys.argv[1] + "-stored", **as_it_lies)).model.model.layers[0].mlp.down_proj.weight_state
+assert state.format == "ternary" and torch.equal(state.tensors["codes"], before)
 print("trained")
 """
 
 
-def test_the_example_package_is_installed_and_trained(tmp_path):
+def test_the_example_package_is_installed_trained_and_written(tmp_path):
     target = tmp_path / "packages"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     built = subprocess.run(

@@ -59,12 +59,12 @@ class _Plan:
             return gptq_file.linear_tensors(path, weight)
         if not self.formats[path].quantized:
             return [(f"{path}.weight", weight.tensors["weight"])]
-        return topcoat_tensors.linear_tensors(path, weight, self.formats[path].config)
+        return topcoat_tensors.linear_tensors(path, weight, self.formats[path].named)
 
     def nbytes(self) -> int:
         """Bytes of all that `formats` stores, but for what only files of other programs have."""
         shapes = {path: (module.weight.shape[0], module.weight.shape[1]) for path, module in self.modules.items()}
-        return sum(sum(weight_bytes(self.formats[path].config, *shape)) for path, shape in shapes.items())
+        return sum(sum(weight_bytes(self.formats[path].named, *shape)) for path, shape in shapes.items())
 
 
 def quantize_checkpoint(
@@ -172,7 +172,7 @@ class _Written:
 def _quantized(stored: StoredTensor, format: QuantFormat) -> QuantizedWeight:
     """The weight in `format`: as it lies where the file has it so."""
     raw = stored.raw()
-    return stored.packed(raw, format.config) or format.quantize(stored.decode(raw))
+    return stored.packed(raw, format.named) or format.quantize(stored.decode(raw))
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def formats_of(
         form = forms.get(f"{path}.weight")
         if isinstance(formats[path].config, StoredConfig) and form is not None:
             formats[path] = made.setdefault(form.model_dump_json(), make_format(form))
-        if form is not None and storage(form) == storage(formats[path].config):
+        if form is not None and storage(form) == storage(formats[path].named):
             continue  # taken as it lies, which its reader has checked
         try:
             formats[path].check_shape(*module.weight.shape)
@@ -257,7 +257,7 @@ def _check_copy(place: _Place, digest: str, first: str) -> None:
 def _quantize(stored: StoredTensor, raw: Tensor, format: QuantFormat, device: torch.device) -> QuantizedWeight:
     """The stored form of one linear's weight, on `device`."""
     name, plain = format.config.format, DTYPES.get(format.config.format)
-    packed = stored.packed(raw, format.config)
+    packed = stored.packed(raw, format.named)
     if packed is not None:  # the file has it in this format already
         return packed.to(device)
     weight = read_dense(stored, raw, plain).to(device)

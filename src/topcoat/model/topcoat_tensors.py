@@ -38,7 +38,7 @@ class TopcoatTensor(JoinedTensor):
         shape, pieces = (self.shape[0], self.shape[1]), self.pieces(raw)
         if "group" in pieces:
             check_groups(self, "Topcoat", pieces["group"], pieces["scale"].shape[1])
-        return QuantizedWeight(self.config.format, shape, pieces, dict(self.scalars))
+        return QuantizedWeight(make_format(self.config).config.format, shape, pieces, dict(self.scalars))
 
 
 def linear_tensors(name: str, weight: QuantizedWeight, config: QuantConfig) -> Iterator[tuple[str, Tensor]]:

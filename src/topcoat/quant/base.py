@@ -48,7 +48,7 @@ class QuantizedWeight:
 
 
 class QuantFormat(ABC):
-    """How a frozen weight is stored and read back. Subclasses add no state beyond `config`."""
+    """How a frozen weight is stored and read back. Subclasses add no state of their own."""
 
     Config: ClassVar[type[QuantConfig]]
     quantized: ClassVar[bool] = True
@@ -58,6 +58,8 @@ class QuantFormat(ABC):
 
     def __init__(self, config: QuantConfig) -> None:
         self.config = config
+        self.named = config
+        """What a recipe or a file calls it by: its own settings, or where it is another package's, its registration."""
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         """Raises TopcoatError if a weight of this shape cannot be stored; asked before anything is read."""

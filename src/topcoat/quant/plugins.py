@@ -45,7 +45,7 @@ def load_plugin(config: PluginConfig) -> QuantFormat:
             fix="see the example package, examples/topcoat-ternary",
         )
     try:
-        return kind(kind.Config(**config.settings))
+        made = kind(kind.Config(**config.settings))
     except (ValidationError, TypeError) as error:
         said = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": str(error)}]
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in said)
@@ -55,6 +55,8 @@ def load_plugin(config: PluginConfig) -> QuantFormat:
             where="model.quantization.settings",
             fix=f"its settings are {', '.join(own)}" if own else "it has no settings",
         ) from error
+    made.named = config.model_copy(update={"overrides": {}})
+    return made
 
 
 def _find(name: str) -> EntryPoint:
