@@ -65,8 +65,8 @@ EXPERIMENT = Experiment(
     source="Zhang et al. 2023 (AdaLoRA), arXiv:2303.10512, Table 1: mean of GLUE, DeBERTa-v3-base",
     protocol=f"SmolLM2-135M-Instruct, {DATA.say()} by exact match, one epoch ({DATA.train // 16} steps), batch 16, "
     f"cosine, all linears, scale 2; rates {ARMS['LoRA r 8'][1]} for LoRA and {ARMS['AdaLoRA 12 to 8'][1]} for AdaLoRA "
-    f"with seed 0, then {SEEDS} seeds at the best. AdaLoRA takes ranks away from a tenth of the run to three fifths. Intervals are "
-    "of paired differences over seeds.",
+    f"with seed 0, then {SEEDS} seeds at the best. AdaLoRA takes ranks away from a tenth of the run to three fifths. "
+    "Intervals are of paired differences over seeds.",
     paper=Table(["method", "GLUE"], [[name, value] for name, value in PAPER.items()]),
     paper_chart=Chart("AdaLoRA, Table 1: mean of GLUE", bars=PAPER),
     run=run,

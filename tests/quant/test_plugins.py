@@ -48,7 +48,8 @@ assert torch.equal(linear.weight_state.tensors["codes"], before)
 report = quantize_checkpoint(DirectorySource(path), Path(sys.argv[1] + "-stored"), read_config(quantization))
 assert report["layout"] == "Topcoat" and report["bits_per_weight"] > 8, report
 as_it_lies = {"quantization": {"format": "stored"}, "compute_dtype": "fp32", "device": "cpu"}
-state = load_model(ModelSettings(path=sys.argv[1] + "-stored", **as_it_lies)).model.model.layers[0].mlp.down_proj.weight_state
+again = load_model(ModelSettings(path=sys.argv[1] + "-stored", **as_it_lies))
+state = again.model.model.layers[0].mlp.down_proj.weight_state
 assert state.format == "ternary" and torch.equal(state.tensors["codes"], before)
 print("trained")
 """
