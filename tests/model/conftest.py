@@ -85,11 +85,25 @@ def add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int, pre: str = "qwen2") 
     writer.add_chat_template("{{ messages }}")
 
 
+def blocks_of(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """The matrix (O, I) in blocks of `kind`; in K types, drawn codes and scales of weights of about 0.02."""
+    if not kind.name.endswith("_K"):
+        return gguf.quants.quantize(array, kind)
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    blocks = np.random.default_rng(len(array)).integers(0, 256, (len(array), array.shape[1] // 256, size), np.uint8)
+    scales = {"Q4_K": (1e-4, 7.5e-4), "Q5_K": (5e-5, 7.75e-4), "Q6_K": (2e-5,)}[
+        kind.name
+    ]  # d, and dmin for a mean of 0
+    at = size - 2 if kind.name == "Q6_K" else 0
+    blocks[..., at : at + 2 * len(scales)] = np.array(scales, np.float16).view(np.uint8)
+    return blocks.reshape(len(array), -1)
+
+
 @pytest.fixture
 def write_gguf(tmp_path: Path) -> Callable[..., Path]:
     """(model, kind=F32, extra=callback, tensors={name: array}) -> path of a GGUF of that model.
 
-    Matrices are stored as `kind`, everything else as F32.
+    Matrices are stored as `kind`, everything else as F32. The library cannot make K blocks of values: those are drawn.
     """
 
     def write(
@@ -118,7 +132,7 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
             )
             assert stored is not None, name
             array = converted(arch, name, value.float(), config).contiguous().numpy()
-            quantized = gguf.quants.quantize(array, kind) if array.ndim == 2 and kind.name != "F32" else array
+            quantized = blocks_of(array, kind) if array.ndim == 2 and kind.name != "F32" else array
             writer.add_tensor(stored, quantized, raw_dtype=kind if array.ndim == 2 and kind.name != "F32" else None)
         for name, array in (tensors or {}).items():
             writer.add_tensor(name, array)

@@ -51,6 +51,21 @@ def test_codes_stay_as_they_lie_where_the_same_format_is_asked_for(written, conf
             assert torch.equal(found[path].tensors[name], tensor), (path, name)
 
 
+@pytest.mark.parametrize("config", [Nf4Config(), Fp4Config()], ids=str, indirect=True)
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32])
+def test_codes_in_another_storage_dtype_are_the_same_bytes(written, config, storage):
+    """bnb_4bit_quant_storage: what FSDP needs."""
+    source, quantized = written
+    file = quantized / "model.safetensors"
+    tensors = load_file(file)
+    names = {name for name in tensors if f"{name}.quant_state.bitsandbytes__{config.format}" in tensors}
+    save_file({name: t.view(-1).view(storage) if name in names else t for name, t in tensors.items()}, file)
+    wanted, found = states(load(source, config)), states(load(quantized, config))
+    assert names
+    for path, state in wanted.items():
+        assert torch.equal(found[path].tensors["codes"], state.tensors["codes"]), path
+
+
 def test_without_quantization_it_reads_back_as_the_numbers_bitsandbytes_computes_with(written, config):
     from transformers import AutoModelForCausalLM
 

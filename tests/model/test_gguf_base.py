@@ -6,8 +6,12 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from llama_cpp import llama_cpp
 
+from topcoat.adapters.attach import attach
+from topcoat.adapters.settings import LoraConfig
 from topcoat.errors import TopcoatError
+from topcoat.exporting.gguf_adapter import export_gguf_lora
 from topcoat.kernels.gguf_dequant import BLOCK_TYPES
 from topcoat.model.gguf_source import GgufSource
 from topcoat.model.load import load_model
@@ -39,6 +43,12 @@ def logits(base):
 
 def linears(base):
     return {path: m for path, m in base.model.named_modules() if isinstance(m, FrozenLinear)}
+
+
+def last_logprobs(base, prompts):
+    """(V,) behind each prompt."""
+    with torch.no_grad():
+        return [base.model(torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1) for ids in prompts]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -75,9 +85,6 @@ def test_rows_of_q_and_k_are_the_files_rows_in_transformers_order(write_gguf):
 
 
 def test_the_bytes_survive_training_and_a_step_moves_only_the_adapter(write_gguf):
-    from topcoat.adapters.attach import attach
-    from topcoat.adapters.settings import LoraConfig
-
     base = load(write_gguf(tiny_model("llama"), Kind.Q4_1), {"format": "gguf"})
     before = {path: m.weight_state.tensors["blocks"].clone() for path, m in linears(base).items()}
     adapters = attach(base.model, LoraConfig(r=4))
@@ -92,6 +99,35 @@ def test_the_bytes_survive_training_and_a_step_moves_only_the_adapter(write_gguf
     assert losses[-1] < losses[0]
     after = {p.removesuffix(".base"): m.weight_state.tensors["blocks"] for p, m in linears(base).items()}
     assert all(torch.equal(after[path], blocks) for path, blocks in before.items())
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K])
+def test_llama_cpp_serves_the_very_file_with_the_adapter_that_was_trained_on_its_blocks(write_gguf, tmp_path, kind):
+    model = tiny_model("qwen2", hidden_size=256, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2)
+    file = write_gguf(model, kind)
+    base = load(file, {"format": "gguf"})
+    assert {m.weight_state.format for m in linears(base).values()} == {"gguf"}
+    adapters = attach(base.model, LoraConfig(r=4, lora_alpha=16))
+    optimizer = torch.optim.Adam(list(adapters.parameters().values()), lr=1e-3)
+    for _ in range(5):
+        base.model(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    asked = [list(range(start, start + 25)) for start in (3, 63, 123)]
+    tuned = last_logprobs(base, asked)
+    with adapters.off():
+        plain = last_logprobs(base, asked)
+    done = export_gguf_lora(base, adapters, tmp_path / "out", "F32", [IDS[0].tolist()], lambda text: None)
+    compared = 0
+    with llama_cpp(file, done.file) as peer:
+        for ids, with_adapter, alone in zip(asked, tuned, plain, strict=True):
+            assert float((with_adapter - alone).abs().max()) > 1
+            for expected, more in ((with_adapter, {}), (alone, {"lora": [{"id": 0, "scale": 0.0}]})):
+                found = peer.next_logprobs(ids, **more)
+                for token, value in found.items():  # llama.cpp rounds what goes into each product to 8 bits
+                    assert value == pytest.approx(float(expected[token]), rel=0.01, abs=0.05)
+                compared += len(found)
+    assert compared
 
 
 def test_k_blocks_of_a_file_are_kept(write_gguf):

@@ -21,6 +21,8 @@ from topcoat.quant.settings import Fp4Config, Int8Config, Nf4Config
 _STATE = ".quant_state.bitsandbytes__"
 _FOUR_BIT = {"nf4": Nf4Config, "fp4": Fp4Config}
 _NESTED_BLOCK = 256
+_STORAGE = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}
+"""What 4-bit codes may lie in (bnb_4bit_quant_storage) -> bytes of a number: the bytes are the same."""
 TOOL = "bitsandbytes"
 
 
@@ -38,7 +40,7 @@ class BitsandbytesTensor(JoinedTensor):
         rows, columns = self.shape
         if isinstance(self.config, Int8Config):
             return QuantizedWeight("int8", (rows, columns), tensors)
-        tensors["codes"] = tensors["codes"].view(-1)
+        tensors["codes"] = tensors["codes"].view(-1).view(torch.uint8)
         size = float(self.config.model_dump()["block_size"])
         return QuantizedWeight(self.config.format, (rows, columns), tensors, {"block_size": size})
 
@@ -77,7 +79,7 @@ def _four_bit(name: str, kind: str, state: StoredTensor, by_name: dict[str, Stor
     count = shape[0] * shape[1] if len(shape) == 2 and min(shape) > 0 else 0
     blocks = -(-count // config.block_size)
     wanted: dict[str, tuple[str, tuple[str, ...], tuple[int, ...] | int]] = {
-        "codes": (name, ("U8",), (count + 1) // 2),
+        "codes": (name, tuple(_STORAGE), (count + 1) // 2 // _storage_bytes(name, by_name)),
         "absmax": (f"{name}.absmax", ("U8" if nested else "F32",), blocks),
     }
     if nested:
@@ -86,6 +88,10 @@ def _four_bit(name: str, kind: str, state: StoredTensor, by_name: dict[str, Stor
         raise broken(name, state.file, TOOL, "its nested blocks or its shape are not ones that bitsandbytes writes")
     parts = take_parts(name, state.file, wanted, by_name, TOOL)
     return BitsandbytesTensor(name, kind.upper(), shape, state.file, total_bytes(parts), parts, config, offset)
+
+
+def _storage_bytes(name: str, by_name: dict[str, StoredTensor]) -> int:
+    return _STORAGE.get(by_name[name].stored_dtype, 1) if name in by_name else 1
 
 
 def _int8(path: str, by_name: dict[str, StoredTensor]) -> BitsandbytesTensor:
