@@ -92,12 +92,82 @@ def test_rows_are_listed_and_the_page_and_the_copy_written(topcoat, file, tmp_pa
     assert topcoat("data", "check", names[2]).code == 0
 
 
+@pytest.fixture
+def recipe_of(tiny_recipe, tmp_path):
+    """recipe_of({"train": "t.jsonl"}) -> the path of a recipe with this data."""
+
+    def write(data, **sections):
+        recipe = tiny_recipe(**sections) | {"data": data}
+        (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+        return str(tmp_path / "r.yaml")
+
+    return write
+
+
 @pytest.mark.parametrize("option", ["--html", "--rows", "--fix"])
 def test_the_file_itself_is_never_written(option, topcoat, file, tmp_path):
     path = file("a.jsonl", spoiled("mojibake"))
     before = (tmp_path / "a.jsonl").read_bytes()
-    assert topcoat("data", "check", path, option, path).code == 2
+    done = topcoat("data", "check", path, option, path)
+    assert done.code == 2
+    assert f"{path} is a file that this command reads\n  where: {option}\n  fix:   name another file" in done.err
     assert (tmp_path / "a.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--html", "--rows", "--fix"])
+@pytest.mark.parametrize("name", ["t.jsonl", "u.jsonl", "v.jsonl", "w.jsonl", "b.jsonl", "r.yaml", "link.jsonl"])
+def test_nothing_a_check_reads_is_ever_written(option, name, topcoat, file, recipe_of, tmp_path):
+    for at, other in enumerate(("t.jsonl", "u.jsonl", "v.jsonl", "w.jsonl", "b.jsonl")):
+        file(other, clean_rows(20, seed=at))
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "v.jsonl")
+    parts = [{"train_file": str(tmp_path / part)} for part in ("t.jsonl", "u.jsonl")]
+    recipe = recipe_of({"mixture": parts, "validation": str(tmp_path / "v.jsonl")})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    others = ["--against", str(tmp_path / "w.jsonl"), "--against-eval", str(tmp_path / "b.jsonl")]
+    done = topcoat("data", "check", recipe, *others, option, str(tmp_path / "." / name))
+    assert done.code == 2
+    assert f"{name} is a file that this command reads" in done.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_two_outputs_are_two_files(topcoat, file, tmp_path):
+    path = file("a.jsonl", clean_rows(60))
+    done = topcoat("data", "check", path, "--html", str(tmp_path / "o"), "--rows", str(tmp_path / "." / "o"))
+    assert done.code == 2
+    assert "--html and --rows are the same file" in done.err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("option", ["--html", "--rows", "--fix"])
+def test_a_file_that_is_there_is_kept_and_an_earlier_report_replaced(option, topcoat, file, tmp_path):
+    path = file("a.jsonl", spoiled("mojibake"))
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"check": "of mine", "line": 3}\n')
+    done = topcoat("data", "check", path, option, str(mine))
+    assert done.code == 2
+    assert f"{mine} is there already, and topcoat did not write it as a report" in done.err
+    assert f"  where: {option}\n  fix:   name another file, or remove it" in done.err
+    assert mine.read_text() == '{"check": "of mine", "line": 3}\n'
+    out = tmp_path / "out.jsonl"
+    again = 2 if option == "--fix" else 0  # a cleaned copy cannot be told from rows of anyone
+    assert [topcoat("data", "check", path, option, str(out)).code for _ in range(2)] == [0, again]
+
+
+@pytest.mark.parametrize("name", ["folder", "nowhere.jsonl"])
+def test_what_is_no_file_is_not_written_over(name, topcoat, file, tmp_path):
+    path = file("a.jsonl", clean_rows(60))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    done = topcoat("data", "check", path, "--rows", str(tmp_path / name))
+    assert done.code == 2
+    assert f"{name} is there already" in done.err
+
+
+def test_an_empty_list_of_an_earlier_check_is_replaced(topcoat, file, tmp_path):
+    out = str(tmp_path / "rows.jsonl")
+    for rows in (clean_rows(60), spoiled("mojibake")):
+        assert topcoat("data", "check", file("a.jsonl", rows), "--rows", out).code == 0
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
 
 
 def test_against_validation_and_benchmarks(topcoat, file):

@@ -51,6 +51,23 @@ def test_a_page_is_written(topcoat, recipe, tmp_path):
     assert f"{done.json['rows']} rows as the model gets them" in page
 
 
+def test_a_page_replaces_an_earlier_page_and_nothing_else(topcoat, recipe, tiny_rows, tmp_path):
+    page, notes = tmp_path / "p.html", tmp_path / "notes.html"
+    assert [topcoat("data", "show", recipe, "--html", str(page)).code for _ in range(2)] == [0, 0]
+    notes.write_text("<!doctype html>\n<title>Notes</title>")
+    for kept, what in (
+        (tiny_rows["train"], "is a file that this command reads"),
+        (tiny_rows["validation"], "is a file that this command reads"),
+        (recipe, "is a file that this command reads"),
+        (str(notes), "is there already, and topcoat did not write it as a report"),
+    ):
+        before = Path(kept).read_bytes()
+        done = topcoat("data", "show", recipe, "--html", kept)
+        assert done.code == 2
+        assert f"{kept} {what}\n  where: --html\n  fix:   name another file" in done.err
+        assert Path(kept).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "what", "fix"),
     [

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from topcoat.cli.output import json_ready, make_console, print_json, print_notes
+from topcoat.cli.overwriting import files_of, require_writable
 from topcoat.cli.process import prepare_process
-from topcoat.errors import TopcoatError
 from topcoat.recipe.load import load_recipe_with_notes, recipe_from_dict
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from topcoat.data.checks.corpus import Setting, Tell
+    from topcoat.data.checks.verdict import Verdict
     from topcoat.data.settings import DataSettings
+    from topcoat.recipe.schema import Recipe
 
 RECIPES = (".yaml", ".yml")
 
@@ -44,19 +46,20 @@ def command(
 ) -> int:
     """Check what is in the data before it is trained on. Exit code 0: fine; 1: a finding stops a run; 2: unreadable."""
     console = make_console(json)
-    for path, option in ((html, "--html"), (rows, "--rows"), (fix, "--fix")):
-        if path is not None and path.exists() and path.samefile(what):
-            raise TopcoatError(f"{path} is the file that is checked", option, "name another file")
+    recipe = _recipe(what, overrides or [], console)
+    inputs = [what, *map(Path, files_of(recipe.data)), *([against] if against else []), *(against_eval or [])]
+    require_writable({"--html": html, "--rows": rows, "--fix": fix}, inputs)
+    if against is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"validation": str(against)})})
 
     from topcoat.cli.waiting import waiting
     from topcoat.data.checks.files import check_files
     from topcoat.data.checks.fix import fix as write_fixed
     from topcoat.data.checks.fix import require_free
-    from topcoat.files import write_file
 
     if fix is not None:
         require_free(fix)
-    settings, objective, setting = _open(what, overrides or [], against, console)
+    settings, objective, setting = _asked(recipe, _is_recipe(what), console)
     with waiting(console) as tell:
         verdict = check_files(
             settings,
@@ -68,6 +71,19 @@ def command(
         fixed = write_fixed(verdict, settings, fix) if fix is not None else None
     if not json:
         console.print(verdict)
+    _write(verdict, html, rows, console)
+    if fixed is not None:
+        for line in fixed.lines():
+            console.print(line, markup=False)
+    if json:
+        print_json(verdict.to_dict() | ({"fixed": fixed.to_dict()} if fixed else {}))
+    return verdict.exit_code
+
+
+def _write(verdict: Verdict, html: Path | None, rows: Path | None, console: Console) -> None:
+    """The page and the list of rows, where they are asked for. Raises TopcoatError: the disk did not take one."""
+    from topcoat.files import write_file
+
     if html is not None:
         from topcoat.report.check_page import render
 
@@ -79,42 +95,42 @@ def command(
         found = list(verdict.row_list())
         write_file(rows, "".join(dumps(json_ready(row), ensure_ascii=False) + "\n" for row in found))
         console.print(f"{len(found):,} rows listed in {rows}", markup=False)
-    if fixed is not None:
-        for line in fixed.lines():
-            console.print(line, markup=False)
-    if json:
-        print_json(verdict.to_dict() | ({"fixed": fixed.to_dict()} if fixed else {}))
-    return verdict.exit_code
 
 
-def _open(
-    what: Path, overrides: list[str], against: Path | None, console: Console
+def _is_recipe(what: Path) -> bool:
+    return what.suffix.lower() in RECIPES
+
+
+def _recipe(what: Path, overrides: list[str], console: Console) -> Recipe:
+    """The recipe that `what` is, or the smallest around a file of rows. Raises TopcoatError: it cannot be read, or an
+    override is none."""
+    if _is_recipe(what):
+        recipe, notes = load_recipe_with_notes(what, overrides)
+        print_notes(notes, console)
+        return recipe
+    data = {"train": str(what), "validation": None}
+    smallest = {"model": {"path": "-"}, "data": data, "output": "-"}
+    return recipe_from_dict(smallest, "the command line", overrides, check_files=False)
+
+
+def _asked(
+    recipe: Recipe, is_recipe: bool, console: Console
 ) -> tuple[DataSettings, str, Callable[[int, Tell], Setting]]:
     """The data's settings, what is learned of them, and what is known besides: of a file nothing, of a recipe what its
-    model says.
-
-    Raises TopcoatError: the recipe cannot be read, or an override is none.
-    """
+    model says."""
     from topcoat.data.checks.corpus import Setting
 
-    held: dict[str, Any] = {} if against is None else {"validation": str(against)}
-    if what.suffix.lower() not in RECIPES:
-        data = {"train": str(what), "validation": None}
-        smallest = {"model": {"path": "-"}, "data": data, "output": "-"}
-        recipe = recipe_from_dict(smallest, "the command line", overrides, check_files=False)
-        settings, objective = recipe.data.model_copy(update=held), str(recipe.train.objective)
-        if objective == "sft":
-            from topcoat.data.checks.reading import likely_objective
+    if is_recipe:
+        prepare_process(recipe.model.path, console)
 
-            objective, why_not = likely_objective(settings)
-            if why_not:
-                console.print(f"note: {why_not}", markup=False)
-        return settings, objective, lambda rows, tell: Setting()
-    recipe, notes = load_recipe_with_notes(what, overrides)
-    print_notes(notes, console)
-    prepare_process(recipe.model.path, console)
+        from topcoat.runs.checking import checked_as, recipe_setting
 
-    from topcoat.runs.checking import checked_as, recipe_setting
+        return checked_as(recipe), recipe.train.objective, lambda rows, tell: recipe_setting(recipe, rows, tell)
+    settings, objective = recipe.data, str(recipe.train.objective)
+    if objective == "sft":
+        from topcoat.data.checks.reading import likely_objective
 
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=held)})
-    return checked_as(recipe), recipe.train.objective, lambda rows, tell: recipe_setting(recipe, rows, tell)
+        objective, why_not = likely_objective(settings)
+        if why_not:
+            console.print(f"note: {why_not}", markup=False)
+    return settings, objective, lambda rows, tell: Setting()

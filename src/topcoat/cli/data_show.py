@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from topcoat.cli.output import make_console, print_json, print_notes
+from topcoat.cli.overwriting import files_of, require_writable
 from topcoat.cli.process import prepare_process
 from topcoat.recipe.load import load_recipe_with_notes
 
@@ -41,6 +42,7 @@ def command(
     console = make_console(json)
     settings, notes = load_recipe_with_notes(recipe, overrides or [])
     print_notes(notes, console)
+    require_writable({"--html": html}, [recipe, *files_of(settings.data)])
     prepare_process(settings.model.path, console)
 
     from topcoat.cli.live import Terminal
