@@ -1,6 +1,7 @@
 """From measured steps to rows and ratios, and the file they are kept in. No torch, no processes: arithmetic.
 
-Tokens a second are the median over the timed steps. A speed ratio is the median, over the rounds that two contenders
+Tokens a second are the median over the rounds in which contenders take turns (from round 1 on), or of the sweep's one
+timed step (round 0) where a contender took no turns. A speed ratio is the median, over the rounds that two contenders
 took side by side, of the ratio within the round, so that what slows the machine for a while slows both; where they
 share no round it is the ratio of the medians. Contenders that a gate has stopped are listed and compared with nothing.
 """
@@ -22,8 +23,9 @@ QLORA = ("135m-alpaca-nf4", "135m-alpaca")
 
 
 def timed(row: Mapping[str, Any]) -> dict[int, float]:
-    """Round -> tokens a second, warm-up left out."""
-    return {s["round"]: s["tokens"] / s["seconds"] for s in row["steps"] if s["round"] is not None}
+    """Round -> tokens a second, warm-up left out; round 0, which is no turn, only where there is no other."""
+    found = {s["round"]: s["tokens"] / s["seconds"] for s in row["steps"] if s["round"] is not None}
+    return {round_: speed for round_, speed in found.items() if round_ > 0} or found
 
 
 def tokens_per_s(row: Mapping[str, Any]) -> float:
@@ -92,6 +94,10 @@ def finish(results: dict[str, Any]) -> dict[str, Any]:
     results["runs"] = {when: facts for when, facts in sorted(results["runs"].items()) if when in present}
     for facts in results["runs"].values():  # the newest is the last
         results |= facts
+    for row in rows:
+        if not row.get("failed"):
+            before, row["tokens_per_s"] = row["tokens_per_s"], tokens_per_s(row)
+            row["seconds_median"] *= before / row["tokens_per_s"]
     add_shares(rows, results["runs"])
     for workload in SUITES[results["suite"]].values():
         compare(rows, workload)

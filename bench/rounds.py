@@ -193,7 +193,7 @@ def measure_apart(run: Measurement, names: Sequence[str], steps: int) -> None:
                 with ExitStack() as stack:
                     process = run.start(contender, stack)
                     for warm_up in range(2 + steps):
-                        process.step(None if warm_up < 2 else turn * steps + warm_up - 2)
+                        process.step(None if warm_up < 2 else turn * steps + warm_up - 1)
                     process.close()
             except Failed as why:
                 if contender.name not in known:

@@ -98,9 +98,9 @@ def test_a_contender_that_dies_is_a_row_with_the_end_of_its_log(cache, tmp_path)
 
 def test_runs_of_one_contender_become_one_row():
     gate = {"passed": True}
-    step = {"round": 0, "tokens": 100, "seconds": 1.0}
+    step = {"round": 1, "tokens": 100, "seconds": 1.0}
     before = {"steps": [step], "peak_bytes": 7, "gate": gate}
-    after = {"steps": [{**step, "round": 1, "seconds": 3.0}], "peak_bytes": 5, "gate": gate}
+    after = {"steps": [{**step, "round": 2, "seconds": 3.0}], "peak_bytes": 5, "gate": gate}
     row = joined(before, after)
     assert row["peak_bytes"] == 7
     assert row["tokens_per_s"] == pytest.approx((100 + 100 / 3) / 2)

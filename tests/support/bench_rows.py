@@ -14,7 +14,7 @@ def row(
     *,
     workload: str = "135m-alpaca",
     passed: bool = True,
-    first_round: int = 0,
+    first_round: int = 1,
 ) -> Row:
     """A contender whose timed steps of 1,000 tokens took `seconds`, after a slow one of warm-up."""
     steps: list[dict[str, Any]] = [{"round": None, "tokens": 1000, "seconds": 99.0}]
