@@ -71,6 +71,7 @@ class Jobs:
             raise SystemExit(f"the job ended with {process.exitcode}: {kind} {spec}") from None
         process.join()
         seconds = time.monotonic() - began
+        # the jobs beside this one are taken to have been there, and busy, all the time: others used at least the rest
         beside = watch.end()["other_load"] - found["cpu_s"] / seconds - (self._at_once - 1)
         return {**found, "seconds": round(seconds, 1), "busy_cores": round(max(0.0, beside), 2)}
 

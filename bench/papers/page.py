@@ -112,9 +112,9 @@ def _where(row: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return (
         f"`{row['command']}`, {row['when'][:10]}, commit {environment['commit']}: {seeds}"
-        f"{show_seconds(row['seconds'])} of wall time, {show_seconds(row['cpu_s'])} of processor time, "
-        f"{_shared(environment)} of {machine['cpu']}, up to {row['busy_cores']:.1f} cores used by other processes "
-        f"meanwhile; {versions}."
+        f"{show_seconds(row['seconds'])} of wall time in all, {show_seconds(row['cpu_s'])} of processor time, "
+        f"{_shared(environment)} of {machine['cpu']}, other processes using {row['busy_cores']:.1f} cores or more "
+        f"beside the most disturbed job; {versions}."
     )
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from topcoat.adapters.attach import attach
 from topcoat.adapters.files import load_adapter, save_adapter
 from topcoat.adapters.settings import DoraConfig, Ia3Config, LoraConfig, MissConfig, VeraConfig
+from topcoat.errors import TopcoatError
 
 peft = pytest.importorskip("peft")
 
@@ -157,6 +158,50 @@ def test_forms_of_miss_that_are_no_lora_are_refused(load, from_transformers, tmp
     peft.get_peft_model(from_transformers(), config).save_pretrained(tmp_path)
     with pytest.raises(Exception, match=f"init_weights is '{kind}', which this version does not compute"):
         load_adapter(load().model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"target_modules": r".*(v_proj|lm_head|embed_tokens)"}, "lm_head, embed_tokens"),
+    ],
+)
+def test_a_lora_of_the_head_or_the_embedding_is_refused_by_its_name_with_the_merge_as_way_out(
+    load, from_transformers, tmp_path, settings, named
+):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, **settings)
+    peft.get_peft_model(from_transformers(), config).save_pretrained(tmp_path)
+    with pytest.raises(TopcoatError) as caught:
+        load_adapter(load().model, tmp_path)
+    [problem] = caught.value.problems
+    assert problem.what == (
+        f"target_modules has {named}, and this version adapts the linears of the blocks alone, not the head or the "
+        "embedding"
+    )
+    assert problem.where == str(tmp_path / "adapter_config.json")
+    assert problem.fix == "merge it with PEFT, and give the merged model as model.path"
+
+
+def test_a_head_that_the_file_excludes_or_trains_whole_is_no_reason_to_refuse(load, from_transformers, tmp_path):
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=r".*(v_proj|lm_head)", exclude_modules=["lm_head"]
+    )
+    peft.get_peft_model(from_transformers(), config).save_pretrained(tmp_path)
+    assert {path.rsplit(".")[-1] for path in load_adapter(load().model, tmp_path).layers} == {"v_proj"}
+
+
+def test_an_activated_lora_is_not_sent_to_a_merge_that_peft_refuses(load, from_transformers, tmp_path):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], alora_invocation_tokens=[5, 6])
+    theirs = peft.get_peft_model(from_transformers(), config)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(TopcoatError) as caught:
+        load_adapter(load().model, tmp_path)
+    assert "alora_invocation_tokens is [5, 6], which this version does not compute" in str(caught.value)
+    assert "use it with PEFT as it is: PEFT cannot merge an activated LoRA either" in str(caught.value)
+    with pytest.raises(NotImplementedError, match="does not support merging"):
+        theirs.merge_and_unload()
 
 
 def test_a_start_that_changed_the_base_is_refused_as_peft_would_compute_something_else(

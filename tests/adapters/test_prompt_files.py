@@ -132,8 +132,25 @@ def test_a_file_that_means_something_else_is_refused(load, logits, from_transfor
     with pytest.raises(TopcoatError) as caught:
         load_adapter(model, tmp_path)
     assert what in str(caught.value)
+    assert "merge it" not in str(caught.value)  # virtual tokens are in no weight
     assert torch.equal(logits(model), before)
     assert not hasattr(model, "virtual_tokens")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"modules_to_save": ["lm_head"]}, {"num_transformer_submodules": 2}, {"peft_type": "CPT"}]
+)
+def test_virtual_tokens_that_are_not_read_are_left_to_peft(load, from_transformers, tmp_path, changes):
+    theirs = theirs_in(tmp_path, from_transformers(), "prompt")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(TopcoatError) as caught:
+        load_adapter(load().model, tmp_path)
+    assert [problem.fix for problem in caught.value.problems] == [
+        "use it with PEFT as it is: PEFT cannot merge virtual tokens either"
+    ]
+    with pytest.raises((AttributeError, ValueError)):
+        theirs.merge_and_unload()
 
 
 def test_an_adapter_of_another_kind_of_tensor_is_refused(load, from_transformers, tmp_path):

@@ -8,10 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from topcoat.adapters.attach import attach
 from topcoat.adapters.settings import DoraConfig, LoraConfig, MissConfig, VeraConfig
 from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting import peft as exporting
 from topcoat.exporting.peft import export_peft
+from topcoat.model.load import load_model
+from topcoat.model.originals import Originals
+from topcoat.model.settings import ModelSettings
+from topcoat.model.tiny import save_tiny
+from topcoat.quant.settings import Nf4Config
 
 CASES = {
     "rslora with patterns": (LoraConfig(r=4, use_rslora=True, rank_pattern={"q_proj": 2}), "LORA", 4),
@@ -43,6 +49,35 @@ def test_peft_computes_what_was_trained(trained, logits, prompts, tmp_path, conf
     proof = json.loads((tmp_path / "out" / "peft_proof.json").read_text())
     assert proof["verified"] is True
     assert (tmp_path / "out" / "chat_template.jinja").is_file()
+
+
+def test_a_loftq_adapter_is_written_with_the_warning_that_it_belongs_to_its_rounded_base(logits, prompts, tmp_path):
+    peft = pytest.importorskip("peft")
+    path = save_tiny(tmp_path / "base", "llama", dtype=torch.float32)
+    settings = ModelSettings(path=str(path), quantization=Nf4Config(), compute_dtype="fp32", device="cpu")
+    base = load_model(settings)
+    adapters = attach(base.model, LoraConfig(r=4, init_lora_weights="loftq"), originals=Originals(base))
+    expected, heard = logits(base.model), []
+    done = export_peft(base, adapters, tmp_path / "out", prompts, heard.append)
+    [warning] = done.warnings
+    assert heard[-1] == f"warning: {warning}"
+    assert warning.startswith(
+        "the adapter repairs the rounding of its base (nf4 block_size=64 double_quant=True): PEFT and vLLM must load it"
+    )
+    for written in (json.loads((tmp_path / "out" / "peft_proof.json").read_text()), done.as_json()):
+        assert written["warnings"] == [warning]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)  # the base that the directory names
+    unrounded = logits(model)
+    found = logits(peft.PeftModel.from_pretrained(model, tmp_path / "out"))
+    assert (found - expected).norm() > 100 * done.proof.relative_error * expected.norm()
+    assert (found - unrounded).norm() > (expected - unrounded).norm() / 10  # it adds what it should repair
+
+
+def test_an_adapter_of_any_base_is_written_without_a_warning(trained, prompts, tmp_path):
+    base, adapters = trained("llama", "nf4")
+    heard: list[str] = []
+    assert export_peft(base, adapters, tmp_path / "out", prompts, heard.append).warnings == ()
+    assert not [line for line in heard if line.startswith("warning")]
 
 
 def test_an_adapter_that_was_lost_on_the_way_is_refused(trained, prompts, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_llama_cpp_serves_the_very_file_with_the_adapter_that_was_trained_on_its
     base = load(file, {"format": "gguf"})
     assert {m.weight_state.format for m in linears(base).values()} == {"gguf"}
     adapters = attach(base.model, LoraConfig(r=4, lora_alpha=16))
-    optimizer = torch.optim.Adam(list(adapters.parameters().values()), lr=1e-3)
+    optimizer = torch.optim.Adam(list(adapters.parameters().values()), lr=1e-2)
     for _ in range(5):
         base.model(IDS, labels=IDS).loss.backward()
         optimizer.step()
@@ -125,7 +125,7 @@ def test_llama_cpp_serves_the_very_file_with_the_adapter_that_was_trained_on_its
             for expected, more in ((with_adapter, {}), (alone, {"lora": [{"id": 0, "scale": 0.0}]})):
                 found = peer.next_logprobs(ids, **more)
                 for token, value in found.items():  # llama.cpp rounds what goes into each product to 8 bits
-                    assert value == pytest.approx(float(expected[token]), rel=0.01, abs=0.05)
+                    assert value == pytest.approx(float(expected[token]), rel=0.01, abs=0.15)
                 compared += len(found)
     assert compared
 

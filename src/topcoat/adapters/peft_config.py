@@ -7,6 +7,7 @@ are written by path wherever a layer's differ from the common ones. Keys and mea
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ _LORA = _EVERYWHERE | {
     # on the base it names
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
+
+_UNMERGED = "use it with PEFT as it is: PEFT cannot merge {} either"
+_TOKENS_FIX = _UNMERGED.format("virtual tokens")
+_FIXES = {"alora_invocation_tokens": _UNMERGED.format("an activated LoRA")}
+"""Settings of linears' adapters whose way out is no merge."""
+_PROMPT_LIKE = ("MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE")
 
 _ADALORA = _LORA | {"use_dora": (False, None), "use_qalora": (False, None)}
 
@@ -107,13 +114,13 @@ def read_peft_config(folder: Path) -> TargetedConfig | PromptConfig:
         raise TopcoatError(
             f"peft_type is {str(values.get('peft_type'))[:60]!r}; this version reads {', '.join(KINDS)}",
             str(path),
-            "convert the adapter to LoRA with PEFT",
+            _TOKENS_FIX if values.get("peft_type") in _PROMPT_LIKE else "convert the adapter to LoRA with PEFT",
         )
     problems = [
         Problem(
             f"{key} is {repr(values[key])[:60]}, which this version does not compute",
             str(path),
-            "merge it with PEFT instead",
+            _FIXES.get(key, "merge it with PEFT instead") if kind.targeted else _TOKENS_FIX,
         )
         for key, usual in kind.must_be.items()
         if key in values and values[key] not in usual
@@ -123,6 +130,11 @@ def read_peft_config(folder: Path) -> TargetedConfig | PromptConfig:
         for key in (*kind.needs, *(["target_modules"] if kind.targeted else []))
         if values.get(key) is None
     ]
+    outside = _outside(values) if kind.targeted else []
+    if outside:
+        what = f"target_modules has {', '.join(outside)}, and this version adapts the linears of the blocks alone"
+        fix = "merge it with PEFT, and give the merged model as model.path"
+        problems.append(Problem(f"{what}, not the head or the embedding", str(path), fix))
     if problems:
         raise TopcoatError.gather(problems)
     try:
@@ -177,6 +189,25 @@ def _read_tokens(tokens: Any) -> Any:
 
 
 _EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
+_OUTSIDE = ("lm_head", "embed_out", "model.embed_tokens", "gpt_neox.embed_in", "transformer.wte")
+"""Heads and embeddings, as paths."""
+
+
+def _outside(values: Values) -> list[str]:
+    """Heads and embeddings that a file's target_modules name: PEFT adapts them too."""
+    wanted, excluded = (values.get(key) or [] for key in ("target_modules", "exclude_modules"))
+    return [path.rpartition(".")[2] for path in _OUTSIDE if _is_meant(wanted, path) and not _is_meant(excluded, path)]
+
+
+def _is_meant(patterns: Any, path: str) -> bool:
+    """Whether PEFT takes `path` for one of `patterns`: one regular expression, or a list of paths and their ends."""
+    if isinstance(patterns, str):
+        try:
+            return patterns != "all-linear" and re.fullmatch(patterns, path) is not None
+        except re.error:  # said where the patterns are used
+            return False
+    named = [str(name).rpartition(".")[2] for name in patterns] if isinstance(patterns, list) else []
+    return path.rpartition(".")[2] in named
 
 
 def _sorted(names: Any) -> Any:

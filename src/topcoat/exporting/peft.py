@@ -38,10 +38,13 @@ class PeftExport:
     rank: int | None
     """Of the plain LoRA; None where the method is none."""
     proof: Proof
+    warnings: tuple[str, ...] = ()
+    """What a program that reads it must know, and cannot tell from the files."""
 
     def as_json(self) -> dict[str, Any]:
         """All figures and the verdict."""
-        return {"file": str(self.folder), "rank": self.rank} | self.proof.as_json()
+        found = {"file": str(self.folder), "rank": self.rank, "warnings": list(self.warnings)}
+        return found | self.proof.as_json()
 
 
 def export_peft(
@@ -58,6 +61,7 @@ def export_peft(
     expected = outputs_of(base, prompts)
     plain = as_lora(adapters, pad=True) if is_lora(adapters) else None
     identity = base.identity.model_dump()
+    warnings = _warnings(adapters)  # before it is taken off
     with publish_directory(out) as folder:
         rank = plain.config.model_dump()["r"] if plain is not None else None
         say(f"writing {adapters.config.method}" if plain is None else f"writing a LoRA of rank {rank} and scale 1")
@@ -70,6 +74,20 @@ def export_peft(
         load_adapter(base.model, folder, identity)
         proof = compare(expected, outputs_of(base, prompts), torch.float32)
         proof.require(f"the adapter in {out}")
-        done = PeftExport(out, rank, proof)
+        done = PeftExport(out, rank, proof, warnings)
         write_file(folder / PROOF, json.dumps(done.as_json(), indent=2) + "\n")
+    for warning in warnings:
+        say(f"warning: {warning}")
     return done
+
+
+def _warnings(adapters: Adapters) -> tuple[str, ...]:
+    """What PEFT and vLLM do wrong without a word: they put what repairs a rounding on weights without that rounding."""
+    if not adapters.only_on:
+        return ()
+    formats = ", ".join(sorted(set(adapters.only_on.values())))
+    return (
+        f"the adapter repairs the rounding of its base ({formats}): PEFT and vLLM must load it on the base rounded the "
+        "same way, because on its unrounded weights, or in another format, it adds an error instead of removing one; "
+        "topcoat merge writes a model that needs no such care",
+    )

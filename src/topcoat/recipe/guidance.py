@@ -25,6 +25,8 @@ class Facts:
     """The head is the embedding."""
     trained: int | None = None
     """Parameters that train."""
+    weight_bits: float | None = None
+    """Bits that one frozen weight of the blocks takes, its share of the scales included."""
     rows: int | None = None
     """Training rows."""
     tokens: int | None = None

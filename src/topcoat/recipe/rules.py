@@ -17,7 +17,7 @@ _UNSLOTH = "Unsloth guide"
 
 RULES: tuple[Rule, ...] = (
     Rule("attention-only", "warning", f"{_QLORA}; {_REGRET}", adapter.attention_only),
-    Rule("alpha-over-r", "warning", "LoRA, arXiv:2106.09685; QLoRA", adapter.alpha_over_r),
+    Rule("alpha-over-r", "warning", "LoRA, arXiv:2106.09685; QLoRA; PEFT's benchmark", adapter.alpha_over_r),
     Rule("high-rank", "warning", "rsLoRA, arXiv:2312.03732", adapter.high_rank),
     Rule("low-rank", "note", _REGRET, adapter.low_rank),
     Rule("capacity", "warning", _REGRET, adapter.capacity),

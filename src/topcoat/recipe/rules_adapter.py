@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from topcoat.adapters.adalora_budget import FINAL_SHARE, INITIAL_SHARE
-from topcoat.adapters.settings import AdaloraConfig, LoraConfig, PromptConfig, TargetedConfig
+from topcoat.adapters.patterns import find_targets
+from topcoat.adapters.settings import (
+    AdaloraConfig,
+    AdapterConfig,
+    Ia3Config,
+    LoraConfig,
+    MissConfig,
+    PromptConfig,
+    TargetedConfig,
+    VeraConfig,
+)
+from topcoat.errors import TopcoatError
 from topcoat.recipe.guidance import Facts
 from topcoat.recipe.schema import Recipe
 from topcoat.units import show_count
 
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn"}
+ATTENTION = (
+    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")),
+    *("attention.query_key_value", "attention.dense", "attn.c_attn", "attn.c_proj"),
+)
+FEED_FORWARD = (
+    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "c_proj")),
+    *("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "mlp.experts.0.gate_proj", "mlp.experts.0.down_proj"),
+)
+"""Linears of a block, in the names of the architectures that are known."""
+BLOCKS = [f"{blocks}.{at}" for blocks in ("model.layers", "gpt_neox.layers", "transformer.h") for at in range(64)]
 HIGHEST_RANK = 256
+HIGHEST_MISS = 2 * HIGHEST_RANK  # of one matrix where LoRA has two: as many parameters
 
 
 def attention_only(recipe: Recipe, facts: Facts) -> str | None:
     """Adapt every linear, not those of the attention alone."""
-    targets = recipe.adapter.target_modules if isinstance(recipe.adapter, LoraConfig) else "all-linear"
-    if isinstance(targets, list) and targets and set(targets) <= ATTENTION:
-        return (
-            f"adapter.target_modules has attention layers only ({', '.join(targets)}); adapting all linears "
-            "(all-linear) learns more, also at equal parameters"
-        )
-    return None
+    targets = recipe.adapter.target_modules if isinstance(recipe.adapter, TargetedConfig) else "all-linear"
+    if targets == "all-linear" or not targets or not all(_in_attention(pattern) for pattern in targets):
+        return None
+    said = f"adapter.target_modules has attention layers only ({', '.join(targets)})"
+    if isinstance(recipe.adapter, Ia3Config):
+        return f"{said}; IA3 scales the feed-forward's inputs as well: add down_proj, in feedforward_modules too"
+    return f"{said}; adapting all linears (all-linear) learns more, also at equal parameters"
 
 
 def alpha_over_r(recipe: Recipe, facts: Facts) -> str | None:
-    """Keep lora_alpha / r between 0.25 (QLoRA: r 64, alpha 16) and 8 (LoRA on GPT-2)."""
-    if not isinstance(recipe.adapter, LoraConfig) or recipe.adapter.use_rslora:
+    """Keep lora_alpha / r between 0.25 (QLoRA: r 64, alpha 16) and 8 (LoRA on GPT-2); in AdaLoRA, near 1 or 2."""
+    adapter = recipe.adapter
+    if isinstance(adapter, AdaloraConfig):
+        name, r, least, most = "init_r", adapter.init_r, 0.5, 4.0
+    elif isinstance(adapter, LoraConfig) and not adapter.use_rslora:
+        name, r, least, most = "r", adapter.r, 0.25, 8.0
+    else:
         return None
-    ratio = recipe.adapter.lora_alpha / recipe.adapter.r
-    if 0.25 <= ratio <= 8:
+    ratio = adapter.lora_alpha / r
+    if least <= ratio <= most:
         return None
-    said = f"adapter.lora_alpha {recipe.adapter.lora_alpha:g} / r {recipe.adapter.r} = {ratio:.3g} is outside 0.25 to 8"
-    return f"{said}: the effective step scales with it; usual is lora_alpha = r or 2 r"
+    said = f"adapter.lora_alpha {adapter.lora_alpha:g} / {name} {r} = {ratio:.3g} is outside {least:g} to {most:g}"
+    return f"{said}: the effective step scales with it; usual is lora_alpha = {name} or 2 {name}"
 
 
 def high_rank(recipe: Recipe, facts: Facts) -> str | None:
@@ -43,31 +71,46 @@ def high_rank(recipe: Recipe, facts: Facts) -> str | None:
 
 def low_rank(recipe: Recipe, facts: Facts) -> str | None:
     """r of 1 or 2 is enough for style and reinforcement learning, and weak for knowledge."""
-    if isinstance(recipe.adapter, LoraConfig) and recipe.adapter.r <= 2:
-        return f"adapter.r is {recipe.adapter.r}: fine for a style, weak for knowledge; 8 to 32 is usual"
-    return None
+    found = _rank(recipe.adapter)
+    if found is None or found[1] > 2:
+        return None
+    usual = "64 is the default" if isinstance(recipe.adapter, MissConfig) else "8 to 32 is usual"
+    return f"adapter.{found[0]} is {found[1]}: fine for a style, weak for knowledge; {usual}"
 
 
 def capacity(recipe: Recipe, facts: Facts) -> str | None:
     """An adapter should have at least as many parameters as there are tokens to learn."""
-    tokens = facts.target_tokens or facts.tokens
-    if not isinstance(recipe.adapter, LoraConfig) or not facts.trained or tokens is None or tokens <= facts.trained:
+    tokens, found = facts.target_tokens or facts.tokens, _rank(recipe.adapter)
+    if found is None or not facts.trained or tokens is None:
+        return None
+    (name, r), held, at_the_end = found, facts.trained, ""
+    if isinstance(recipe.adapter, AdaloraConfig):
+        held, at_the_end = held * r // recipe.adapter.init_r, " in the end"
+    if tokens <= held:
         return None
     kind = "target tokens" if facts.target_tokens else "tokens, prompts included"
-    said = f"the data has about {show_count(tokens)} {kind}, the adapter {show_count(facts.trained)} parameters"
-    need = -(-recipe.adapter.r * tokens // facts.trained)
-    if need > HIGHEST_RANK:
-        return f"{said}: what does not fit is not learned; no rank up to {HIGHEST_RANK} holds it, full tuning might"
-    return f"{said}: what does not fit is not learned; adapter.r: {need} has as many"
+    said = f"the data has about {show_count(tokens)} {kind}, the adapter {show_count(held)} parameters{at_the_end}"
+    need, most = -(-r * tokens // held), HIGHEST_MISS if isinstance(recipe.adapter, MissConfig) else HIGHEST_RANK
+    if need > most:
+        return f"{said}: what does not fit is not learned; no rank up to {most} holds it, full tuning might"
+    return f"{said}: what does not fit is not learned; adapter.{name}: {need} has as many"
 
 
 def dropout(recipe: Recipe, facts: Facts) -> str | None:
     """Dropout is for small data that is learned by heart: 0.05 to 0.1 there, else none."""
-    rate = recipe.adapter.lora_dropout if isinstance(recipe.adapter, LoraConfig) else 0.0
+    adapter = recipe.adapter
+    if isinstance(adapter, LoraConfig | AdaloraConfig):
+        name, rate = "lora_dropout", adapter.lora_dropout
+    elif isinstance(adapter, MissConfig):
+        name, rate = "miss_dropout", adapter.miss_dropout
+    elif isinstance(adapter, VeraConfig):
+        name, rate = "vera_dropout", adapter.vera_dropout
+    else:
+        return None
     if rate > 0.1:
-        return f"adapter.lora_dropout is {rate:g}; 0.05 to 0.1 is as much as helps"
+        return f"adapter.{name} is {rate:g}; 0.05 to 0.1 is as much as helps"
     if rate > 0 and (facts.rows or 0) >= 10_000:
-        return f"adapter.lora_dropout is {rate:g} on {facts.rows:,} rows: it slows each step and helps small data only"
+        return f"adapter.{name} is {rate:g} on {facts.rows:,} rows: it slows each step and helps small data only"
     return None
 
 
@@ -104,7 +147,7 @@ def loraplus_rate(recipe: Recipe, facts: Facts) -> str | None:
 
 
 def not_servable(recipe: Recipe, facts: Facts) -> str | None:
-    """vLLM and llama.cpp take plain LoRA; other methods, modules_to_save and patterns of rank need a merge."""
+    """vLLM and llama.cpp take plain LoRA of one rank: topcoat export makes one of LoRA's kin, the rest need a merge."""
     adapter = recipe.adapter
     if adapter.method in ("adalora", "iec", "miss"):
         return f"adapter.method {adapter.method}: vLLM and llama.cpp take only the LoRA that topcoat export writes"
@@ -117,7 +160,8 @@ def not_servable(recipe: Recipe, facts: Facts) -> str | None:
         named = ", ".join(adapter.modules_to_save)
         return f"adapter.modules_to_save ({named}): vLLM and llama.cpp refuse such an adapter; merge to serve it"
     if isinstance(adapter, LoraConfig) and (adapter.rank_pattern or adapter.alpha_pattern):
-        return "adapter.rank_pattern and alpha_pattern: vLLM ignores them and computes otherwise; merge to serve it"
+        said = "adapter.rank_pattern and alpha_pattern: vLLM ignores them and computes otherwise"
+        return f"{said}; topcoat export --to peft writes one rank and one scale that compute the same"
     return None
 
 
@@ -151,6 +195,27 @@ def adalora_budget(recipe: Recipe, facts: Facts) -> str | None:
         return None
     said = f"adapter.tinit and tfinal are {first + last:.0f} of the run's {total} steps together"
     return f"{said}: ranks move in less than half of it"
+
+
+def _in_attention(pattern: str) -> bool:
+    """`pattern` names linears of the attention, and none of the feed-forward."""
+    return _names(pattern, ATTENTION) and not _names(pattern, FEED_FORWARD)
+
+
+def _names(pattern: str, linears: Iterable[str]) -> bool:
+    """Whether `pattern`, as target_modules has it, means some of `linears` in some block."""
+    try:
+        find_targets([f"{block}.{linear}" for block in BLOCKS for linear in linears], [pattern])
+    except TopcoatError:  # it matches none
+        return False
+    return True
+
+
+def _rank(adapter: AdapterConfig) -> tuple[str, int] | None:
+    """The setting that says how wide a low-rank update is, and what it says; None for other methods."""
+    if isinstance(adapter, LoraConfig | MissConfig):
+        return "r", adapter.r
+    return ("target_r", adapter.target_r) if isinstance(adapter, AdaloraConfig) else None
 
 
 def _rounds(recipe: Recipe) -> bool:

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from topcoat.adapters.settings import LoraConfig
-from topcoat.quant.settings import IntConfig, Nf4Config
+from topcoat.quant.settings import (
+    GgufConfig,
+    GptqConfig,
+    IntConfig,
+    Nf4Config,
+    Nf4IcqConfig,
+    PluginConfig,
+    QuantConfig,
+    SixteenConfig,
+    StoredConfig,
+)
+from topcoat.quant.sizes import weight_bytes
 from topcoat.recipe.guidance import Facts
 from topcoat.recipe.schema import Recipe
 from topcoat.units import show_bytes, show_count, show_percent
 
 SMALL = 1_000_000_000  # parameters
-FOUR_BITS = ("nf4", "nf4-icq", "fp4", "int4", "int3", "int2")
-SAVED_BYTES = 2 - 0.516  # of a weight that is nf4 instead of bf16
+FOUR_BITS_AT_MOST = 5.25  # bits a weight with its scales: formats of 4 take 4.13 to 5, those of 5 take 5.5 and more
+SIDE = 4096  # of the matrix that a format's bits are counted on
 
 
 def fp16_on_4bit(recipe: Recipe, facts: Facts) -> str | None:
     """Compute in bf16 or fp32 on 4-bit weights: about one fp16 run in five diverges."""
-    quantization = recipe.model.quantization
-    if recipe.model.compute_dtype == "fp16" and quantization is not None and quantization.format in FOUR_BITS:
-        said = f"model.compute_dtype fp16 on {quantization.format} weights is unstable in about one run of five"
-        return f"{said}; bf16 or fp32 is safer"
-    return None
+    stored = _in_four_bits(recipe, facts)
+    if recipe.model.compute_dtype != "fp16" or stored is None:
+        return None
+    return f"model.compute_dtype fp16 on {stored} weights is unstable in about one run of five; bf16 or fp32 is safer"
 
 
 def format_by_choice(recipe: Recipe, facts: Facts) -> str | None:
     """nf4 is the most exact 4-bit format without calibration; fp4 and integers have other reasons."""
-    quantization = recipe.model.quantization
-    if quantization is None or quantization.format not in ("fp4", "int4", "int3", "int2"):
+    quantization, stored = recipe.model.quantization, _in_four_bits(recipe, Facts())
+    if stored is None or isinstance(quantization, Nf4Config | Nf4IcqConfig):
         return None
     if recipe.adapter.method == "qalora":  # it merges into integers: they are what it is for
         return None
-    worse = "fewer bits cost quality" if quantization.format in ("int2", "int3") else "nf4 is more exact at its size"
-    return f"model.quantization.format is {quantization.format}: {worse}; topcoat quantize --report measures both"
+    few = isinstance(quantization, IntConfig | GptqConfig) and quantization.bits < 4
+    if not few and isinstance(quantization, IntConfig | GptqConfig) and quantization.rounding == "gptq":
+        return None  # calibrated, and nf4 is not
+    worse = "fewer bits cost quality" if few else "nf4 is more exact at its size"
+    return f"model.quantization.format is {stored}: {worse}; topcoat quantize --report measures both"
 
 
 def nf4_details(recipe: Recipe, facts: Facts) -> str | None:
@@ -47,16 +60,14 @@ def nf4_details(recipe: Recipe, facts: Facts) -> str | None:
 
 def small_in_4bit(recipe: Recipe, facts: Facts) -> str | None:
     """Below 1B parameters 4-bit weights save little memory and cost more quality: int8, or dense."""
-    quantization = recipe.model.quantization
-    if quantization is None or quantization.format not in FOUR_BITS or not facts.parameters:
+    quantization, stored = recipe.model.quantization, _in_four_bits(recipe, facts)
+    if quantization is None or stored is None or not facts.parameters or facts.parameters >= SMALL:
         return None
-    if facts.parameters >= SMALL:
-        return None
-    saved = show_bytes(SAVED_BYTES * facts.parameters)
-    return (
-        f"model.quantization.format {quantization.format} on {show_count(facts.parameters)} parameters saves at most "
-        f"{saved} and costs more quality than on a large model; int8, or null for dense weights"
-    )
+    said = f"model.quantization.format {stored} on {show_count(facts.parameters)} parameters"
+    if isinstance(quantization, StoredConfig) or getattr(quantization, "type", "") == "stored":
+        return f"{said} costs more quality than on a large model; the checkpoint as it was before, dense or in int8"
+    saved = show_bytes((16 - _bits(quantization, facts)) / 8 * facts.parameters)
+    return f"{said} saves at most {saved} and costs more quality than on a large model; int8, or null for dense weights"
 
 
 def integer_target(recipe: Recipe, facts: Facts) -> str | None:
@@ -96,3 +107,25 @@ def continued_pretraining(recipe: Recipe, facts: Facts) -> str | None:
             "embedding and head in modules_to_save, or full tuning come nearer"
         )
     return None
+
+
+def _in_four_bits(recipe: Recipe, facts: Facts) -> str | None:
+    """The format of frozen weights of four bits or fewer, in words; None for any other, and where nothing tells."""
+    quantization = recipe.model.quantization
+    if isinstance(quantization, SixteenConfig | Nf4IcqConfig | IntConfig):
+        return quantization.format
+    if isinstance(quantization, GptqConfig):
+        return f"gptq of {quantization.bits} bits" if quantization.bits <= 4 else None
+    if isinstance(quantization, GgufConfig) and quantization.type != "stored":
+        return f"gguf {quantization.type}" if quantization.type.startswith("Q4") else None
+    if quantization is None or quantization.format not in ("gguf", "stored", "plugin") or facts.weight_bits is None:
+        return None
+    named = quantization.name if isinstance(quantization, PluginConfig) else quantization.format
+    return f"{named} ({facts.weight_bits:.1f} bits each)" if facts.weight_bits <= FOUR_BITS_AT_MOST else None
+
+
+def _bits(quantization: QuantConfig, facts: Facts) -> float:
+    """Bits that one weight takes, its share of the scales included."""
+    if isinstance(quantization, PluginConfig):  # its package alone can count them, and has
+        return facts.weight_bits or 16
+    return 8 * sum(weight_bytes(quantization, SIDE, SIDE)) / SIDE**2

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from topcoat.adapters.settings import FullConfig, LoraConfig
+from topcoat.adapters.settings import AdaloraConfig, FullConfig, LoraConfig, MissConfig
 from topcoat.recipe.guidance import Facts
 from topcoat.recipe.schema import Recipe
 from topcoat.training.schedule import default_learning_rate
 from topcoat.units import show_count
 
 FAST = ("vera", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2")
+LOW_RANK = LoraConfig | AdaloraConfig | MissConfig
+"""Methods that take LoRA's rates."""
 
 
 def lora_rate(recipe: Recipe, facts: Facts) -> str | None:
     """LoRA takes 1e-5 to 5e-3."""
     rate = recipe.train.learning_rate
-    if isinstance(rate, str) or not isinstance(recipe.adapter, LoraConfig) or 1e-5 <= rate <= 5e-3:
+    if isinstance(rate, str) or not isinstance(recipe.adapter, LOW_RANK) or 1e-5 <= rate <= 5e-3:
         return None
-    return f"train.learning_rate is {rate:g}: LoRA usually takes 1e-5 to 5e-3; auto goes by the model's size"
+    name = "LoRA" if isinstance(recipe.adapter, LoraConfig) else recipe.adapter.method
+    return f"train.learning_rate is {rate:g}: {name} usually takes 1e-5 to 5e-3; auto goes by the model's size"
 
 
 def full_rate(recipe: Recipe, facts: Facts) -> str | None:
@@ -28,17 +31,19 @@ def full_rate(recipe: Recipe, facts: Facts) -> str | None:
 
 
 def other_rate(recipe: Recipe, facts: Facts) -> str | None:
-    """VeRA, IA3 and prompt methods want about ten times LoRA's rate."""
-    rate = recipe.train.learning_rate
-    if recipe.adapter.method not in FAST or isinstance(rate, str) or rate >= 1e-3:
+    """VeRA, IA3 and prompt methods want about ten times LoRA's rate, 1e-3 to 1e-1."""
+    rate, method = recipe.train.learning_rate, recipe.adapter.method
+    if method not in FAST or isinstance(rate, str) or 1e-3 <= rate <= 1e-1:
         return None
-    return f"train.learning_rate is {rate:g}: {recipe.adapter.method} wants about ten times a LoRA rate, 1e-3 or more"
+    if rate > 1e-1:
+        return f"train.learning_rate is {rate:g}: above 1e-1 {method} goes astray under AdamW; 1e-3 to 1e-1 is usual"
+    return f"train.learning_rate is {rate:g}: {method} wants about ten times a LoRA rate, 1e-3 or more"
 
 
 def rate_by_size(recipe: Recipe, facts: Facts) -> str | None:
     """A LoRA rate far from the usual one of the model's size is worth a second look."""
     rate = recipe.train.learning_rate
-    if isinstance(rate, str) or type(recipe.adapter) is not LoraConfig or not facts.parameters:
+    if isinstance(rate, str) or not isinstance(recipe.adapter, LOW_RANK) or not facts.parameters:
         return None
     usual = default_learning_rate("lora", facts.parameters)
     if usual / 10 <= rate <= usual * 5:

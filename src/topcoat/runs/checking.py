@@ -6,7 +6,8 @@ even sample of as many), and its adapter's parameters are counted on a model wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -27,20 +28,22 @@ from topcoat.data.overlong import WINDOW, choose_max_length, manner_of, pieces_o
 from topcoat.data.pack import best_fit, group_similar
 from topcoat.data.render import Renderer
 from topcoat.data.row_formats import to_conversations
-from topcoat.data.rows import Row, iter_rows
+from topcoat.data.rows import SHOWN, BadRows, Row, iter_rows
 from topcoat.data.settings import DataSettings
-from topcoat.errors import Problem, Refused
+from topcoat.errors import Problem, Refused, TopcoatError
+from topcoat.files import DiskFull
 from topcoat.model.skeleton import build_skeleton
 from topcoat.model.source import open_source
 from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.trained import trained_sizes
 from topcoat.quant.dense import DTYPES
 from topcoat.recipe.schema import Recipe
-from topcoat.runs.listener import Listener, Silent
-from topcoat.runs.showing import open_tokenizer, read_as
+from topcoat.runs.listener import Advance, Listener, Silent
+from topcoat.runs.showing import Opened, load_for, open_tokenizer, read_as
 
 COUNTED = 20_000  # rows counted in tokens; the rest is scaled up
-PIECE = 512
+PIECE = SHOWN
+"""Rows rendered at once: what is wrong with more of them would not all be said."""
 BEFORE_TRAINING = 100_000  # rows a run looks at by itself before it starts
 BAR_FROM = 5_000  # rows from which the checks of a run take more than two seconds
 
@@ -52,14 +55,15 @@ def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
         TopcoatError: the model is not there or brings no tokenizer.
     """
     opened = open_tokenizer(recipe)
-    renderer, held_out = Renderer(opened.tokenizer), recipe.data.validation
+    renderer, held_out = Renderer(opened.tokenizer, allow=recipe.data.allow), recipe.data.validation
     lengths = _lengths(recipe, renderer, [file for file, _ in recipe.data.train_files], rows, tell)
-    held_tokens: list[int] = []
+    held = Lengths([], [], [])
     if isinstance(held_out, str):
-        held_tokens = _lengths(recipe, renderer, [held_out], COUNTED, silent).tokens
-    longest = max([*lengths.tokens, *held_tokens], default=0)
+        held = _lengths(recipe, renderer, [held_out], COUNTED, silent)
+    longest = max([*lengths.tokens, *held.tokens], default=0)
     window = WINDOW if recipe.train.objective == "completion" else None
     max_length = choose_max_length(recipe.data.max_length, longest, opened.context_length, window)
+    known = lengths.refused or held.refused or (recipe.data.overlong == "error" and longest > max_length)
     return Setting(
         lengths=lengths,
         max_length=max_length,
@@ -71,13 +75,35 @@ def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
         adapter_parameters=adapter_parameters(recipe),
         adapter_rank=_rank(recipe),
         held_out=held_out if isinstance(held_out, float) else None,
-        validation_tokens=held_tokens,
+        validation_tokens=held.tokens,
+        validation_refused=held.refused,
+        problems=[] if known else _problems(recipe, opened, tell),  # else it would say the same again
     )
+
+
+def _problems(recipe: Recipe, opened: Opened, tell: Tell) -> list[Problem]:
+    """What a run says of the data as a whole and ends for: its rows are loaded as the run loads them.
+
+    Raises:
+        DiskFull: the cache cannot be written, which says nothing of the data.
+    """
+
+    @contextmanager
+    def bar(label: str, total: int) -> Iterator[Advance]:
+        yield lambda done, figures: tell(label, done, total)
+
+    try:
+        load_for(recipe, opened, bar)
+    except DiskFull:
+        raise
+    except TopcoatError as error:
+        return list(error.problems)
+    return []
 
 
 def _lengths(recipe: Recipe, renderer: Renderer, files: Sequence[str], rows: int, tell: Tell) -> Lengths:
     """Tokens and target tokens of the rows of the files, which are `rows` in all, or of as even a sample of them as
-    COUNTED allows. Rows the template refuses are passed over: `train` names them."""
+    COUNTED allows, and what is wrong with those that a run refuses."""
     settings, objective = recipe.data, recipe.train.objective
     named, loss_on = read_as(recipe)
     step = -(-rows // COUNTED)
@@ -90,11 +116,13 @@ def _lengths(recipe: Recipe, renderer: Renderer, files: Sequence[str], rows: int
         nonlocal form
         form, conversations = to_conversations([row for _, row in piece], form, {})
         at = {row.line: number for number, row in piece}
-        for example in renderer.encode_many(conversations, [row for _, row in piece], loss_on).examples:
+        encoded = renderer.encode_many(conversations, [row for _, row in piece], loss_on)
+        for example in encoded.examples:
             found.rows.append(at[example.row.line])
             found.tokens.append(len(example.input_ids))
             found.targets.append(example.n_target_tokens if objective not in LABELLED else 1)
-        tell("counting tokens", len(found.rows), -(-rows // step))
+        found.refused.update(_refused(encoded.bad, piece))
+        tell("counting tokens", found.counted, -(-rows // step))
         piece.clear()
 
     number = 0
@@ -109,6 +137,14 @@ def _lengths(recipe: Recipe, renderer: Renderer, files: Sequence[str], rows: int
         if piece:
             take()
     return found
+
+
+def _refused(bad: BadRows, piece: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """(number of the row, (what is wrong with it, what would help)) of the rows of a piece that are in `bad`."""
+    for problem in bad.problems:
+        for number, row in piece:
+            if problem.what.startswith(f"{row.place}: "):
+                yield number, (problem.what.removeprefix(f"{row.place}: "), problem.fix)
 
 
 def _fill(recipe: Recipe, tokens: list[int], max_length: int) -> float | None:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from topcoat.adapters.adalora import AdaLora
 from topcoat.adapters.attach import Adapters
-from topcoat.adapters.settings import FullConfig
+from topcoat.adapters.lora import Lora
+from topcoat.adapters.settings import AdaloraConfig, FullConfig, LoraConfig
 from topcoat.data.batches import Batch, StepPlan, micro_batches, worst_batch
 from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
@@ -118,10 +120,12 @@ class RunPlan:
                 f"{len(data.train):,} examples, {len(data.validation):,} held out, at most {data.max_length} tokens",
             ),
             ("steps", f"{self.steps.total}, in micro batches of {self.micro_batch_tokens:,} tokens"),
+            ("scale", scale_of(adapters)),
             ("learning rate", rate),
         ]
         for name, value in rows:
-            table.add_row(name, value)
+            if value is not None:
+                table.add_row(name, value)
         for line in self.bill.lines:
             table.add_row(f"[dim]{line.name}[/]", f"[dim]{show_bytes(line.bytes)}  {line.note}[/]")
         table.add_row("memory", f"{show_bytes(self.bill.peak_bytes)} at the peak, estimated")
@@ -233,6 +237,22 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
         engine=engine,
         seconds=predicted_seconds(recipe, base, adapters, data, counts, engine, steps.total),
     )
+
+
+def scale_of(adapters: Adapters) -> str | None:
+    """What multiplies the low-rank updates, and the settings it is made of; None for methods without one."""
+    scales = [layer.scale for layer in adapters.layers.values() if isinstance(layer, Lora | AdaLora)]
+    if not scales:
+        return None
+    least, most = f"{min(scales):.4g}", f"{max(scales):.4g}"
+    if least != most:
+        return f"{least} to {most} by linear, from lora_alpha and r of each"
+    config = adapters.config
+    if isinstance(config, AdaloraConfig):
+        return f"{most} = lora_alpha {config.lora_alpha:g} / init_r {config.init_r}"
+    assert isinstance(config, LoraConfig)
+    divisor = f"sqrt(r {config.r})" if config.use_rslora else f"r {config.r}"
+    return f"{most} = lora_alpha {config.lora_alpha:g} / {divisor}"
 
 
 def base_parameters(base: Base, adapters: Adapters) -> int:

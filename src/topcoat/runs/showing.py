@@ -67,12 +67,9 @@ def open_tokenizer(recipe: Recipe) -> Opened:
     )
 
 
-def shown_rows(recipe: Recipe, opened: Opened, most: int, bar: Bar | None = None) -> Iterator[ShownRow]:
-    """The first `most` rows of the run's batches, in the order of its steps. `bar` shows the reading of long files.
-
-    Raises TopcoatError or Refused where `train` would, for the data.
-    """
-    data = load_data(
+def load_for(recipe: Recipe, opened: Opened, bar: Bar | None = None) -> Dataset:
+    """The recipe's examples as its run loads them. Raises TopcoatError or Refused where `train` would, for the data."""
+    return load_data(
         recipe.data,
         opened.tokenizer,
         context_length=opened.context_length,
@@ -81,6 +78,14 @@ def shown_rows(recipe: Recipe, opened: Opened, most: int, bar: Bar | None = None
         vocab_rows=opened.vocab_rows,
         bar=bar,
     )
+
+
+def shown_rows(recipe: Recipe, opened: Opened, most: int, bar: Bar | None = None) -> Iterator[ShownRow]:
+    """The first `most` rows of the run's batches, in the order of its steps. `bar` shows the reading of long files.
+
+    Raises TopcoatError or Refused where `train` would, for the data.
+    """
+    data = load_for(recipe, opened, bar)
     steps = RunSteps(data, recipe, micro_batch_tokens(recipe.train.micro_batch_tokens, data.max_length))
     texts, cut = TokenTexts(opened.tokenizer), set(data.report.events["truncated"])
     left = most

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from topcoat.data.checks.corpus import Corpus, main_spellings
-from topcoat.data.checks.finding import Finding
+from topcoat.data.checks.finding import Finding, count
 from topcoat.units import show_percent
 
 MOST, RATIO, RARE, MOST_NAMED = 0.9, 20, 5, 5
@@ -14,7 +14,8 @@ LONGEST_SHARE, LONGEST_TEXT, LONGEST_FROM = 0.01, 1 / 3, 200
 
 def class_imbalance(corpus: Corpus) -> list[Finding]:
     labels = Counter[str]()
-    for label, main in main_spellings(corpus.labels or {}).items():
+    spelled = main_spellings(corpus.labels or {})
+    for label, main in spelled.items():
         labels[main] += (corpus.labels or {})[label]
     if len(labels) < 2:
         return []
@@ -25,7 +26,16 @@ def class_imbalance(corpus: Corpus) -> list[Finding]:
         return []
     what = f"label {top!r} stands on {show_percent(share)} of the rows ({most:,}), {last!r} on {fewest:,}"
     why = "always saying the frequent label is nearly right, and that is what the model will learn"
-    return [Finding(what, why, "add rows of the rare labels, or take fewer of the frequent one; score by label")]
+    fix = "add rows of the rare labels, or take fewer of the frequent one; score by label"
+    few = {label for label, n in labels.items() if label != top and (share > MOST or most > RATIO * n)}
+    said = {at: spelled[label] for at, label in enumerate(_labels_of(corpus)) if spelled.get(label) in few}
+    details = {at: f"{label!r}: {count(labels[label], 'row', 'rows')}" for at, label in said.items()}
+    return [Finding(what, why, fix, list(details), details)]
+
+
+def _labels_of(corpus: Corpus) -> list[str]:
+    """The label of each row, spelled as in `corpus.labels`."""
+    return corpus.replies if corpus.reading.table is not None else [reply.strip() for reply in corpus.replies]
 
 
 def rare_labels(corpus: Corpus) -> list[Finding]:

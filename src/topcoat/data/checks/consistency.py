@@ -1,60 +1,21 @@
-"""Consistency: rows that break the form the others keep, and prompts that are answered in two ways."""
+"""Consistency: rows that break what the others keep: the order of turns, bare text, clean edges, one spelling."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from topcoat.data.checks.corpus import PLAIN, Corpus, main_spellings, plain_label
+from topcoat.data.checks.corpus import PLAIN, Corpus, main_spellings
 from topcoat.data.checks.finding import Finding, count
+from topcoat.data.checks.sides import BESIDE
 from topcoat.data.conversation import EMPTY_TURN
-from topcoat.data.labels import LABELLED
 
-MOST, FEW = 0.9, 0.5  # a form that nine of ten rows have is the file's; a habit of less than half of them is drift
-FORMS_FROM = 20
+FEW = 0.5  # a habit of less than half of the rows is drift
 MARKS = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|start_header_id|end_header_id|user|assistant|system|end)\|>"
     r"|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<bos>|<eos>|<unk>|<pad>|^### (?:Instruction|Response|Input):",
     re.MULTILINE,
 )
-_RESULT = re.compile(r"####\s*(-?[\d.,/]+)\s*$|\\boxed\{([^{}]+)\}")
-_YES_NO = re.compile(r"\W*(yes|no|true|false)\b", re.IGNORECASE)
-
-
-def _is_json(text: str) -> bool:
-    text = text.strip()
-    if not (text.startswith(("{", "[")) and text.endswith(("}", "]"))):
-        return False
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-FORMS: dict[str, Callable[[str], bool]] = {
-    "JSON": _is_json,
-    "a fenced code block": lambda text: text.strip().startswith("```"),
-    "a result line (#### …)": lambda text: "####" in text,
-    "a <think> block": lambda text: text.lstrip().startswith("<think>"),
-}
-
-
-def mixed_formats(corpus: Corpus) -> list[Finding]:
-    if len(corpus) < FORMS_FROM or corpus.form == "text":
-        return []
-    found = []
-    for name, has in FORMS.items():
-        last = [bool(turns) and has(turns[-1]) for turns in corpus.answers]
-        share = sum(last) / len(last)
-        if MOST <= share < 1:
-            rows = [at for at, is_so in enumerate(last) if not is_so]
-            why = "what reads the answers expects the form; a few that break it teach the model to break it"
-            what = f"{count(len(rows), 'answer lacks', 'answers lack')} {name}, which {sum(last):,} others have"
-            found.append(Finding(what, why, "rewrite these answers, or leave them out", rows))
-    return found
 
 
 def odd_rows(corpus: Corpus) -> list[Finding]:
@@ -63,6 +24,10 @@ def odd_rows(corpus: Corpus) -> list[Finding]:
         said = [doubt for doubt in doubts if doubt != EMPTY_TURN or corpus.prompts[at].strip()]  # else an empty prompt
         if said:
             details[at] = "; ".join(said)
+    return [*_odd_turns(details), *_numbered_answers(corpus)]
+
+
+def _odd_turns(details: dict[int, str]) -> list[Finding]:
     if not details:
         return []
     what = f"{count(len(details), 'row that can be read is', 'rows that can be read are')} often a mistake"
@@ -70,10 +35,21 @@ def odd_rows(corpus: Corpus) -> list[Finding]:
     return [Finding(what, why, "mend them, or leave them out", list(details), details)]
 
 
+def _numbered_answers(corpus: Corpus) -> list[Finding]:
+    """Every row has 0 or 1 beside its answer, some 0, and the answers are no labels that say the same in words."""
+    unwanted = [at for at, is_wanted in corpus.marks.items() if not is_wanted]
+    if not unwanted or len(corpus.marks) < len(corpus) or corpus.labels is not None:
+        return []
+    what = f"every row has a label of 0 or 1 beside its answer, and {count(len(unwanted), 'is', 'are')} 0"
+    why = "0 and 1 are read as classes, so supervised tuning trains every answer: those marked as unwanted, too"
+    fix = "for KTO set data.format: unpaired (or write true and false); else keep the rows with 1, or drop the column"
+    return [Finding(what, why, fix, unwanted, dict.fromkeys(unwanted, "its label is 0"))]
+
+
 def template_text(corpus: Corpus) -> list[Finding]:
     if corpus.form in PLAIN:
         return []
-    details = {}
+    details = {at: f"{match[0]!r} ({BESIDE})" for at, match in corpus.sides.found(MARKS.search) if match}
     for at, (prompt, reply) in enumerate(zip(corpus.prompts, corpus.replies, strict=True)):
         if match := MARKS.search(prompt) or MARKS.search(reply):
             details[at] = repr(match[0])
@@ -81,7 +57,7 @@ def template_text(corpus: Corpus) -> list[Finding]:
         return []
     what = f"{count(len(details), 'row holds', 'rows hold')} marks of a chat template in the text"
     why = "the template is applied once more, so the model sees marks inside marks"
-    return [Finding(what, why, "store the bare turns; the template is added in training", list(details), details)]
+    return [Finding(what, why, "store the bare turns; the template is added in training", sorted(details), details)]
 
 
 def strip_outer(text: str) -> str:
@@ -131,46 +107,3 @@ def label_spelling(corpus: Corpus) -> list[Finding]:
     what = f"{count(len(rows), 'row spells', 'rows spell')} a label otherwise than most"
     why = "the model splits its belief between the spellings, and exact match counts one of them as wrong"
     return [Finding(what, why, "write each label in one way", rows, details)]
-
-
-def contradictions(corpus: Corpus) -> list[Finding]:
-    """The same conversation up to an answer that is a label, a result or a yes or no, and is another one."""
-    answers: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    is_label = corpus.labels is not None or corpus.form in LABELLED
-    for at, turns in enumerate(corpus.answers):
-        verdict = _verdict(turns[-1], is_label) if turns else None
-        if verdict is not None and corpus.prompts[at].strip():
-            asked = (str(corpus.contexts[at]), " ".join(corpus.prompts[at].split()), *turns[:-1])
-            answers[asked][verdict].append(at)
-    details: dict[int, str] = {}
-    drop: list[int] = []
-    for found in answers.values():
-        if len(found) > 1:
-            ranked = sorted(found.values(), key=len, reverse=True)
-            first = min(at for rows in ranked for at in rows)
-            details |= {at: f"“{_short(corpus.answers[at][-1])}”, {corpus.named(first)} asks the same"
-                        for rows in ranked for at in rows}  # fmt: skip
-            minority = ranked[1:] if len(ranked[0]) > len(ranked[1]) else ranked
-            drop += [at for rows in minority for at in rows]
-    if not details:
-        return []
-    what = f"{len(details):,} rows answer the same prompt in different ways"
-    why = "at least one of the answers is wrong, and the model learns to guess"
-    fix = "decide which is right (--fix keeps what most of them say, and none where they tie)"
-    return [Finding(what, why, fix, sorted(details), details, drop=sorted(drop))]
-
-
-def _verdict(answer: str, is_label: bool) -> str | None:
-    """What can contradict another answer: a label, a marked result, a leading yes or no; None in free text."""
-    if is_label:
-        return plain_label(answer) or None
-    if match := _RESULT.search(answer):
-        return "= " + (match[1] or match[2]).replace(",", "").rstrip(".")
-    if match := _YES_NO.match(answer):
-        return match[1].casefold()
-    return None
-
-
-def _short(text: str, most: int = 40) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[:most] + "…"

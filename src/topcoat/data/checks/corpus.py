@@ -1,8 +1,7 @@
 """Corpus: the rows of one file as the checks see them. Texts only, so that 100,000 rows stay well under 1 GB.
 
 Every row has its prompt (what the users said), its answers (what the assistant said, turn by turn) and its opening (the
-first user turn). System messages and tools, mostly the same in every row, are left out. Plain text is one answer
-without a prompt.
+first user turn). System turns and tools are put to the side. Plain text is one answer without a prompt.
 """
 
 from __future__ import annotations
@@ -20,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from topcoat.data.checks.reading import Reading
+from topcoat.data.checks.sides import Sides, side_texts, uses_tools
 from topcoat.data.conversation import BadRow, Conversation
+from topcoat.data.formats import unpaired
 from topcoat.data.labels import LABELLED
 from topcoat.data.near import normal
 from topcoat.data.preferences import PreferencePair
 from topcoat.data.row_formats import ROW_FORMATS, Parsed, recognise_row
 from topcoat.data.rows import Row, iter_rows, place
-from topcoat.errors import TopcoatError
+from topcoat.errors import Problem, TopcoatError
 
 _JOINTS = re.compile(r"[\s_]+|(?<=[^\W\d])-(?=[^\W\d])")
 Tell = Callable[[str, int, int], None]
@@ -57,6 +58,13 @@ class Lengths:
     rows: list[int]
     tokens: list[int]
     targets: list[int]
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Row -> why a run refuses it, and what would help. Such rows are not among `rows`."""
+
+    @property
+    def counted(self) -> int:
+        """Rows that were looked at."""
+        return len(self.rows) + len(self.refused)
 
 
 @dataclass
@@ -78,6 +86,10 @@ class Setting:
     """Share of the rows that the run will hold out by itself."""
     validation_tokens: list[int] = field(default_factory=list)
     """Tokens of each row of the validation file."""
+    validation_refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Row of the validation file -> why a run refuses it, and what would help."""
+    problems: list[Problem] = field(default_factory=list)
+    """What else a run refuses the data for."""
 
 
 @dataclass
@@ -93,6 +105,11 @@ class Corpus:
     answers: list[tuple[str, ...]] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
     """Equal where system messages and tools are: only such rows can repeat or contradict each other."""
+    sides: Sides = field(default_factory=Sides)
+    with_tools: set[int] = field(default_factory=set)
+    """Rows with tools, calls of them or what they said."""
+    marks: dict[int, bool] = field(default_factory=dict)
+    """Row -> what a label of 0 or 1 beside its answer says, if it tells wanted answers from others."""
     rejected: dict[int, str] = field(default_factory=dict)
     """Row -> the worse answer of a preference pair, which is trained away from."""
     doubts: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -129,11 +146,15 @@ class Corpus:
         if label is not None:
             said, answers = list(answers), (label,)
         prompt, opening = "\n\n".join(said), said[0] if said else ""
-        if len(prompt) > MOST_CHARACTERS or max(map(len, answers), default=0) > MOST_CHARACTERS:
+        sides = side_texts(messages, parsed)
+        if max(map(len, (prompt, *answers, *sides))) > MOST_CHARACTERS:
             self.doubts[len(self.lines) - 1] = (
                 *parsed.doubts,
                 f"of texts over {MOST_CHARACTERS:,} characters {CLIPPED}",
             )
+        self.sides.add(sides, MOST_CHARACTERS)
+        if uses_tools(messages, parsed):
+            self.with_tools.add(len(self.lines) - 1)
         self.prompts.append(prompt[:MOST_CHARACTERS])
         self.openings.append(opening[:MOST_CHARACTERS])
         self.answers.append(tuple(answer[:MOST_CHARACTERS] for answer in answers))
@@ -143,6 +164,10 @@ class Corpus:
             )
         system = tuple(m.get("content") or "" for m in messages if m["role"] == "system")
         self.contexts.append(hash((system, json.dumps(parsed.tools, sort_keys=True) if parsed.tools else "")))
+        if isinstance(parsed, Conversation) and text is None:
+            mark = unpaired.numbered(self.reading.columns.apply(row.values))
+            if mark is not None:
+                self.marks[len(self.lines) - 1] = mark
 
     def place(self, at: int) -> str:
         """Such as "train.jsonl line 17"."""
@@ -253,8 +278,8 @@ def _take_in(corpus: Corpus, rows: Iterable[Row], most: int | None) -> None:
         except TopcoatError:
             reading.columns.require(present, file)  # what the recipe names and is not there is the better word
             raise
-        for row, parsed in zip(piece, found, strict=True):
-            corpus.add(row, parsed, reading.label(row.values) if reading.label is not None else None)
+        for row, parsed, label in zip(piece, found, reading.said_of(piece), strict=True):
+            corpus.add(row, parsed, label)
         corpus.form = reading.named(form) if len(corpus.starts) == 1 else corpus.form
         corpus.tell(f"reading {Path(file).name}", len(corpus), 0)
         piece.clear()

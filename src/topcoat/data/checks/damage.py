@@ -12,11 +12,13 @@ import re
 
 from topcoat.data.checks.corpus import Corpus
 from topcoat.data.checks.finding import Finding, count
+from topcoat.data.checks.sides import BESIDE
 
 # A UTF-8 lead byte read as one character, then its continuation bytes read so (Windows-1252 and Latin-1).
 _CONTINUED = "[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
 _BAD = re.compile(f"(?:[Â-ß]{_CONTINUED}|[à-ï]{_CONTINUED}{{2}}|[ð-ô]{_CONTINUED}{{3}})+")
 _LOST = re.compile("\ufffd")
+_GONE = "U+FFFD: a character is lost"
 _TAG = re.compile(
     r"</?(?:div|span|p|br|a|font|td|tr|table|script|style|img|li|ul|ol|iframe|nav|footer|header|strong|em|b|i|h[1-6])"
     r"(?:\s[^<>]{0,300})?/?>",
@@ -65,25 +67,28 @@ def _mend(match: re.Match[str]) -> str:
 
 
 def mojibake(corpus: Corpus) -> list[Finding]:
-    details, lost = {}, []
+    details = {at: f"{said} ({BESIDE})" for at, said in corpus.sides.found(_damage)}
     for at, (prompt, reply) in enumerate(zip(corpus.prompts, corpus.written, strict=True)):
-        if prompt.isascii() and reply.isascii():
-            continue
-        text = f"{prompt}\n{reply}"
-        for match in _BAD.finditer(text):
-            if (right := repair(match[0])) != match[0]:
-                details[at] = f"“{match[0][:12]}” for “{right[:12]}”"
-                break
-        else:
-            if _LOST.search(text):
-                details[at] = "U+FFFD: a character is lost"
-                lost.append(at)
+        if not (prompt.isascii() and reply.isascii()) and (said := _damage(f"{prompt}\n{reply}")):
+            details[at] = said
     if not details:
         return []
+    details = dict(sorted(details.items()))
+    lost = [at for at, said in details.items() if said.startswith(_GONE)]
     what = f"{count(len(details), 'row holds', 'rows hold')} text that was decoded with the wrong encoding"
     why = "the model learns to write it"
     fix = "decode the source as UTF-8 (--fix mends what can be told, and leaves out rows with lost characters)"
     return [Finding(what, why, fix, list(details), details, drop=lost)]
+
+
+def _damage(text: str) -> str:
+    """The first damage that can be mended, else that something is lost; nothing where all is well."""
+    if text.isascii():
+        return ""
+    for match in _BAD.finditer(text):
+        if (right := repair(match[0])) != match[0]:
+            return f"“{match[0][:12]}” for “{right[:12]}”"
+    return _GONE if _LOST.search(text) else ""
 
 
 def debris(corpus: Corpus) -> list[Finding]:

@@ -23,8 +23,10 @@ class Finding:
     """What it is in a row, shown beside its line."""
     drop: list[int] | None = None
     """Rows that --fix leaves out, where they are not all of `rows`."""
+    elsewhere: list[tuple[str, int, str]] = field(default_factory=list)
+    """(file, line, what it is) of rows of another file, such as the validation rows."""
     count: int | None = None
-    """How many, where they are not rows of this file."""
+    """How many, where they are not `rows`."""
     stops: bool = False
     """Whether a run stops at it, whatever its policy is."""
 

@@ -114,6 +114,7 @@ def _again(source: Corpus, rows: Sequence[Row]) -> Corpus:
         sizes = {source.lines[at]: pair for at, *pair in zip(held.rows, held.tokens, held.targets, strict=True)}
         kept = [(at, *sizes[line]) for at, line in enumerate(corpus.lines) if line in sizes]
         lengths = replace(held, rows=[k[0] for k in kept], tokens=[k[1] for k in kept], targets=[k[2] for k in kept])
+        lengths = replace(lengths, refused={})  # they are not for a copy to leave out
         corpus.setting = replace(source.setting, lengths=lengths)
     else:
         corpus.setting = source.setting

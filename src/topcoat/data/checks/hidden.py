@@ -13,6 +13,7 @@ import unicodedata
 from topcoat.data.checks.corpus import Corpus
 from topcoat.data.checks.damage import repair
 from topcoat.data.checks.finding import Finding, count
+from topcoat.data.checks.sides import BESIDE
 
 _CONTROL = "\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f\x80-\x84\x86-\x9f\ufff9-\ufffb\ufffe\uffff"
 _ALWAYS = f"[{_CONTROL}\u202d\u202e]|\x1b(?!\\[)|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"
@@ -31,17 +32,23 @@ def strip_hidden(text: str) -> str:
 
 def hidden_characters(corpus: Corpus) -> list[Finding]:
     """Control characters, marks of direction in text that has none to mark, and tag characters."""
-    details = {}
+    details = {at: f"{said} ({BESIDE})" for at, said in corpus.sides.found(_first)}
     for at, texts in enumerate(zip(corpus.prompts, corpus.written, strict=True)):
-        for text in texts:
-            if _ANY.search(text) and (match := _pattern(text).search(repair(text))):
-                details[at] = _named(match[0][0])
-                break
+        if said := _first(texts[0]) or _first(texts[1]):
+            details[at] = said
     if not details:
         return []
+    details = dict(sorted(details.items()))
     what = f"{count(len(details), 'row holds', 'rows hold')} characters that nobody sees"
     why = "the model learns to write them, and they can hide words from whoever reads the rows"
     return [Finding(what, why, "take them out (--fix does)", list(details), details)]
+
+
+def _first(text: str) -> str:
+    """The name of the first hidden character, or nothing."""
+    if _ANY.search(text) and (match := _pattern(text).search(repair(text))):
+        return _named(match[0][0])
+    return ""
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -11,14 +11,16 @@ Paper: Lui and Baldwin 2012, "langid.py: An off-the-shelf language identificatio
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
 from topcoat.data.checks.corpus import Corpus
 from topcoat.data.checks.finding import Finding, count
+from topcoat.units import show_percent
 
 MOST, LETTERS, LOOKED_AT, SURE = 20_000, 50, 400, 0.9
-FOREIGN = 0.5  # with more rows than this answered in another language, that is the task
+FOREIGN = 0.5  # with more rows than this answered in another language, that may be the task: said once, of the file
 _ASKED = re.compile(
     r"translat|language|traduc|übersetz|traduz|tradui|перевед|переклад|翻译|翻譯|翻訳"
     r"|\b(?:english|french|german|spanish|italian|portuguese|dutch|russian|ukrainian|polish|chinese|mandarin|japanese|korean"
@@ -57,7 +59,7 @@ def wrong_language(corpus: Corpus) -> list[Finding]:
         return []
     step = -(-len(corpus) // MOST)
     looked = range(0, len(corpus), step)
-    details = {}
+    details: dict[int, str] = {}
     for done, at in enumerate(looked):
         if done % 1000 == 0:
             corpus.tell("languages", done, len(looked))
@@ -68,12 +70,24 @@ def wrong_language(corpus: Corpus) -> list[Finding]:
         asked = ("en" if _is_plain_english(prompt) else language_of(prompt)) if answered else None
         if answered and asked and answered != asked and not _ASKED.search(prompt):
             details[at] = f"asked in {asked}, answered in {answered}"
-    if not details or len(details) > FOREIGN * len(looked):
+    if not details:
         return []
+    if len(details) > FOREIGN * len(looked):
+        return [_most_rows(details, len(looked))]
     seen = f" of {len(looked):,} looked at" if step > 1 else ""
     what = f"{count(len(details), 'answer', 'answers')}{seen} in another language than the prompt"
     why = "the model learns to change the language unasked"
     return [Finding(what, why, "correct them, or leave them out", list(details), details)]
+
+
+def _most_rows(details: dict[int, str], looked: int) -> Finding:
+    """One thing, said of a file that answers mostly in another language; no row is to be left out for it."""
+    pair, n = Counter(details.values()).most_common(1)[0]
+    share = show_percent(len(details) / looked)
+    what = f"{share} of the answers are in another language than the prompt: {pair} ({n:,} rows)"
+    why = "the model learns to change the language, though no prompt says so"
+    fix = "if that is the task, say it in the prompts or set data.checks.wrong_language: off; else correct the answers"
+    return Finding(what, why, fix, list(details), details, drop=[])
 
 
 _ENGLISH = re.compile(r"\b(?:the|and|what|how|are|that|with|for|you|to)\b", re.IGNORECASE)

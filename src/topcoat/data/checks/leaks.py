@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topcoat.data.checks.corpus import Corpus
-from topcoat.data.checks.finding import Finding
+from topcoat.data.checks.finding import Finding, count
 from topcoat.data.near import near_pairs
 
 NEAR, GRAM, PART, SHORTEST = 0.8, 8, 0.5, 12
@@ -59,37 +59,57 @@ def validation_near(corpus: Corpus) -> list[Finding]:
 
 
 def benchmark_leaks(corpus: Corpus) -> list[Finding]:
+    """Rows of the benchmarks in the training rows; and in the validation rows, unless they are the benchmark itself."""
     found = []
+    held = corpus.against
     for benchmark in corpus.benchmarks:
-        first = _first_of_each(corpus)
-        exact = {
-            first[text]: at for at, text in enumerate(benchmark.questions) if text in first and len(text) >= SHORTEST
-        }
-        grams = _by_ngrams(corpus, benchmark)
-        near = _near(corpus, benchmark)
-        pairs = {at: (other, "nearly") for at, other in near.items()}
-        pairs |= {at: (other, "8-grams of") for at, other in grams.items()}
-        same = {at: exact[first[text]] for at, text in enumerate(corpus.questions) if first[text] in exact}
-        pairs |= {at: (other, "the same as") for at, other in same.items()}
-        if pairs:
-            n = len({other for other, _ in pairs.values()})
-            what = f"{n:,} of {len(benchmark):,} rows of {Path(benchmark.file).name} stand in the training rows"
-            details = {at: f"{how} {benchmark.place(other)}" for at, (other, how) in pairs.items()}
-            fix = "leave these training rows out (--fix does)"
-            found.append(Finding(what, WHY, fix, sorted(pairs), details))
+        if details := _copied(corpus, benchmark):
+            what = f"{_how_many(details, benchmark)} stand in the training rows"
+            said = {at: place for at, (_, place) in details.items()}
+            found.append(Finding(what, WHY, "leave these training rows out (--fix does)", list(said), said))
+        if held is None or Path(held.file).resolve() == Path(benchmark.file).resolve():
+            continue
+        if details := _copied(held, benchmark):
+            what = f"{_how_many(details, benchmark)} stand in the validation rows"
+            why = "what is chosen by its validation score is chosen for the benchmark too: its score there is too good"
+            places = [(held.file_of(at), held.lines[at], place) for at, (_, place) in details.items()]
+            fix = "leave these validation rows out, or do not choose by their score"
+            found.append(Finding(what, why, fix, elsewhere=places, count=len(places)))
     return found
+
+
+def _copied(corpus: Corpus, benchmark: Corpus) -> dict[int, tuple[int, str]]:
+    """Row -> (the benchmark's row that stands in it, that in words), in the order of the rows."""
+    first = _first_of_each(corpus)
+    exact = {first[text]: at for at, text in enumerate(benchmark.questions) if text in first and len(text) >= SHORTEST}
+    pairs = {at: (other, "nearly") for at, other in _near(corpus, benchmark).items()}
+    pairs |= {at: (other, "8-grams of") for at, other in _by_ngrams(corpus, benchmark).items()}
+    same = {at: exact[first[text]] for at, text in enumerate(corpus.questions) if first[text] in exact}
+    pairs |= {at: (other, "the same as") for at, other in same.items()}
+    return {at: (other, f"{how} {benchmark.place(other)}") for at, (other, how) in sorted(pairs.items())}
+
+
+def _how_many(copied: dict[int, tuple[int, str]], benchmark: Corpus) -> str:
+    n = len({other for other, _ in copied.values()})
+    return f"{n:,} of {len(benchmark):,} rows of {Path(benchmark.file).name}"
 
 
 def unseen_labels(corpus: Corpus) -> list[Finding]:
     if corpus.against is None or corpus.labels is None or corpus.against.labels is None:
         return []
-    unseen = [label for label in corpus.against.labels if label not in corpus.labels]
+    held, table = corpus.against, corpus.reading.table
+    unseen = [label for label, n in corpus.against.labels.items() if n and not corpus.labels.get(label)]
     if not unseen:
         return []
-    rows = sum(corpus.against.labels[label] for label in unseen)
-    what = f"{len(unseen):,} labels of the validation rows are in no training row: {', '.join(map(repr, unseen[:5]))}"
-    why = f"the {rows:,} validation rows with them cannot be answered"
-    return [Finding(what, why, "add training rows with these labels, or mend their spelling", count=rows)]
+    said = [reply if table is not None else reply.strip() for reply in held.replies]
+    places = [(held.file_of(at), held.lines[at], repr(label)) for at, label in enumerate(said) if label in set(unseen)]
+    several = "labels of the validation rows are" if len(unseen) > 1 else "label of the validation rows is"
+    what = f"{len(unseen):,} {several} in no training row: {', '.join(map(repr, unseen[:5]))}"
+    why = f"{count(len(places), 'validation row', 'validation rows')} cannot be answered"
+    stops = table is not None and not set(unseen) <= set(table)  # the run's head has no output for them
+    why += ", and the run stops at them" if stops else ""
+    fix = "add training rows with these labels, or mend their spelling"
+    return [Finding(what, why, fix, elsewhere=places, count=len(places), stops=stops)]
 
 
 def _first_of_each(corpus: Corpus) -> dict[bytes, int]:

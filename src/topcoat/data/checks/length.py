@@ -35,7 +35,7 @@ def overlong(corpus: Corpus) -> list[Finding]:
     found = []
     if beside:
         what = f"{count(len(beside), 'validation row', 'validation rows')} longer than {limit:,} tokens"
-        found.append(Finding(what, why, fix, count=len(beside), stops=True))
+        found.append(Finding(what, why, fix, elsewhere=_held_out(corpus, limit), count=len(beside), stops=True))
     if not long:
         return found
     lost = sum(size - limit for size in long.values()) / max(1, sum(held.tokens))
@@ -47,6 +47,14 @@ def overlong(corpus: Corpus) -> list[Finding]:
     # what the run cuts or splits it trains: only rows that it would stop at or leave out itself are left out of a copy
     left_out: list[int] | None = None if corpus.setting.overlong in ("error", "drop") else []
     return [Finding(what, why, fix, list(long), shown, drop=left_out, stops=stops), *found]
+
+
+def _held_out(corpus: Corpus, limit: int) -> list[tuple[str, int, str]]:
+    """The validation rows over the limit; none where rows that the template refuses were not counted."""
+    held, sizes = corpus.against, corpus.setting.validation_tokens
+    if held is None or len(held) != len(sizes):
+        return []
+    return [(held.file_of(at), held.lines[at], f"{size:,} tokens") for at, size in enumerate(sizes) if size > limit]
 
 
 def packing(corpus: Corpus) -> list[Finding]:

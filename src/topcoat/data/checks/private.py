@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from topcoat.data.checks.corpus import Corpus
 from topcoat.data.checks.finding import Finding, count
+from topcoat.data.checks.sides import BESIDE
 
 
 class Rule(NamedTuple):
@@ -187,16 +188,23 @@ def redact_personal(text: str) -> str:
 
 def _found(corpus: Corpus, rules: dict[str, Rule]) -> tuple[dict[int, str], Counter[str]]:
     """Row -> kinds in it (never the values: reports are passed on), and rows by kind."""
-    details: dict[int, str] = {}
-    kinds: Counter[str] = Counter()
-    for at, (prompt, reply) in enumerate(zip(corpus.prompts, corpus.written, strict=True)):
-        some = {kind for text in (prompt, reply) for kind, _ in find(text, rules)}
-        if some and rules is PERSONAL:  # an address that is part of a secret is that secret's
-            some = {kind for text in (prompt, reply) for kind, _ in find(redact_secrets(text), rules)}
-        if some:
-            details[at] = ", ".join(sorted(some))
-            kinds.update(some)
-    return details, kinds
+    found: dict[int, set[str]] = {}
+    for at, texts in enumerate(zip(corpus.prompts, corpus.written, strict=True)):
+        if some := _kinds(texts[0], rules) | _kinds(texts[1], rules):
+            found[at] = some
+    details = {at: ", ".join(sorted(some)) for at, some in found.items()}
+    for at, some in corpus.sides.found(lambda text: _kinds(text, rules)):
+        details.setdefault(at, f"{', '.join(sorted(some))} ({BESIDE})")
+        found[at] = found.get(at, set()) | some
+    return dict(sorted(details.items())), Counter(kind for some in found.values() for kind in some)
+
+
+def _kinds(text: str, rules: dict[str, Rule]) -> set[str]:
+    """Kinds of what the rules find in a text."""
+    some = {kind for kind, _ in find(text, rules)}
+    if some and rules is PERSONAL:  # an address that is part of a secret is that secret's
+        some = {kind for kind, _ in find(redact_secrets(text), rules)}
+    return some
 
 
 def secrets(corpus: Corpus) -> list[Finding]:

@@ -6,16 +6,17 @@ answer, so that balance, contradictions and copies are looked for in what the ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from topcoat.data.columns import Columns, columns_of
 from topcoat.data.conversation import BadRow
 from topcoat.data.labels import LABELLED, label_text, read_labels
+from topcoat.data.lines import names
 from topcoat.data.plain_rows import require_text
 from topcoat.data.row_formats import ROW_FORMATS, Kind, Parsed, parse_rows, recognise_row
-from topcoat.data.rows import Row, iter_rows
+from topcoat.data.rows import BadRows, Row, iter_rows
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
 
@@ -24,7 +25,8 @@ from topcoat.errors import TopcoatError
 class Reading:
     """The format ("auto" is found at the first row), the columns, and for labelled rows the objective.
 
-    `label` says what is said of a row, from its values as the file has them; `table` are the names of all labels.
+    `label` says what is said of a row, from its values as the file has them, in `label_columns`; `table` are the names
+    of the labels that the run learns.
     """
 
     form: str = "auto"
@@ -32,6 +34,7 @@ class Reading:
     objective: str = "sft"
     label: Callable[[dict[str, Any]], str] | None = None
     table: tuple[str, ...] | None = None
+    label_columns: tuple[str, ...] = ()
 
     def parse(self, rows: Sequence[Row], form: str) -> tuple[str, list[Parsed]]:
         """The rows of one file, parsed, and the format that was taken.
@@ -46,6 +49,23 @@ class Reading:
             return parse_rows(renamed, form, kind)
         except BadRow as error:
             raise TopcoatError(error.what, file, error.fix) from error
+
+    def said_of(self, rows: Iterable[Row]) -> list[str | None]:
+        """The label or the numbers of each row, in words; None where the rows have none.
+
+        Raises:
+            TopcoatError: a row whose label is missing or none (gathered).
+        """
+        bad, found = BadRows(), list[str | None]()
+        for row in rows:
+            try:
+                found.append(None if self.label is None else self.label(row.values))
+            except KeyError as error:
+                bad.add(row.place, f'"{error.args[0]}" is missing; the row has {names(row.values) or "no fields"}')
+            except ValueError as error:
+                bad.add(row.place, f"{' and '.join(map(repr, self.label_columns))} {error}")
+        bad.raise_if_any()
+        return found
 
     def named(self, form: str) -> str:
         """What the rows are, said to people."""
@@ -62,7 +82,8 @@ def reading_of(settings: DataSettings, objective: str) -> Reading:
     """How a run that learns `objective` reads the files of `settings`.
 
     Raises:
-        TopcoatError: as such a run would, for columns, a format that the objective does not learn, or labels.
+        TopcoatError: as such a run would, for columns, a format that the objective does not learn, or labels of the
+            training rows. A label that only validation rows have is for a check to find.
     """
     columns = columns_of(settings)
     if objective == "sft":
@@ -70,9 +91,17 @@ def reading_of(settings: DataSettings, objective: str) -> Reading:
     form = require_text(settings, columns, objective)
     if objective not in LABELLED:
         return Reading(form, columns, objective)
-    labels = read_labels(settings, objective)
-    table = labels.names if objective == "classification" else None
-    return Reading(form, columns, objective, label_text(settings, objective), table)
+    if objective == "classification":
+        table = read_labels(_training_only(settings), objective).names
+    else:
+        read_labels(settings, objective)
+        table = None
+    said_in = tuple(settings.columns.get(name, name) for name in settings.label_columns)
+    return Reading(form, columns, objective, label_text(settings, objective), table, said_in)
+
+
+def _training_only(settings: DataSettings) -> DataSettings:
+    return settings.model_copy(update={"validation": None})
 
 
 def likely_objective(settings: DataSettings) -> tuple[str, str]:
@@ -93,7 +122,10 @@ def likely_objective(settings: DataSettings) -> tuple[str, str]:
     ):
         return "sft", ""
     try:
-        read_labels(settings, "classification")
+        read_labels(_training_only(settings), "classification")
+        if isinstance(settings.validation, str):
+            held_out = Reading(label=label_text(settings, "classification"), label_columns=(column,))
+            held_out.said_of(iter_rows(settings.validation))
     except TopcoatError as error:
         return "sft", f"{column!r} is not checked as a label: {error.problems[0].what}"
     return "classification", ""

@@ -63,6 +63,9 @@ class DataChecks(Config):
     """Keys, tokens and passwords: a model repeats what it was trained on."""
     personal_data: Policy = "warn"
     """E-mail addresses, telephone numbers, bank accounts and card numbers."""
+    refused_rows: Policy = "stop"
+    """Rows that a run refuses: the chat template leaves a turn out, moves or rewrites it, or no token would be trained.
+    Found with a recipe, by its tokenizer and data.allow. A run stops at them in any case."""
     class_imbalance: Policy = "warn"
     """One label on more than nine rows of ten, or twenty times as frequent as another."""
     rare_labels: Policy = "warn"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from topcoat.data.checks import (
     balance,
     consistency,
+    contradictions,
     damage,
     diversity,
+    forms,
     hidden,
     language,
     leaks,
@@ -14,6 +16,7 @@ from topcoat.data.checks import (
     private,
     quality,
     quantity,
+    refused,
 )
 from topcoat.data.checks.finding import Check
 
@@ -26,12 +29,12 @@ CHECKS: dict[str, Check] = {
     "repeated_openings": Check(diversity.repeated_openings, "diversity"),
     "few_distinct_ngrams": Check(diversity.few_distinct_ngrams, "diversity"),
     "one_topic": Check(diversity.one_topic, "diversity", cheap=False),
-    "mixed_formats": Check(consistency.mixed_formats, "consistency", drops=True),
+    "mixed_formats": Check(forms.mixed_formats, "consistency", drops=True),
     "template_text": Check(consistency.template_text, "consistency"),
     "outer_space": Check(consistency.outer_space, "consistency", rewrite=consistency.strip_outer),
     "label_spelling": Check(consistency.label_spelling, "consistency"),
     "odd_rows": Check(consistency.odd_rows, "consistency"),
-    "contradictions": Check(consistency.contradictions, "consistency", drops=True),
+    "contradictions": Check(contradictions.contradictions, "consistency", drops=True),
     "empty_prompts": Check(quality.empty_prompts, "quality", drops=True),
     "empty_answers": Check(quality.empty_answers, "quality", drops=True),
     "truncated_answers": Check(quality.truncated_answers, "quality", drops=True),
@@ -43,6 +46,7 @@ CHECKS: dict[str, Check] = {
     "hidden_characters": Check(hidden.hidden_characters, "quality", rewrite=hidden.strip_hidden),
     "secrets": Check(private.secrets, "quality", rewrite=private.redact_secrets),
     "personal_data": Check(private.personal_data, "quality", rewrite=private.redact_personal),
+    "refused_rows": Check(refused.refused_rows, "quality"),
     "class_imbalance": Check(balance.class_imbalance, "balance"),
     "rare_labels": Check(balance.rare_labels, "balance"),
     "length_imbalance": Check(balance.length_imbalance, "balance"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from topcoat.data.checks.finding import Family, Finding, count
 from topcoat.data.checks.settings import DataChecks, Policy
 from topcoat.data.checks.table import CHECKS
 from topcoat.data.lines import escaped
+from topcoat.data.rows import place
 from topcoat.units import show_count
 
 SHOWN = 3  # rows named for each finding in the terminal
@@ -35,6 +37,12 @@ class Found:
     @property
     def rows(self) -> list[int]:
         return self.finding.rows
+
+    def places(self, corpus: Corpus) -> Iterator[tuple[str, int, str]]:
+        """(file, line, what it is) of every row that is named, those of other files behind those of `corpus`."""
+        for at in self.rows:
+            yield corpus.file_of(at), corpus.lines[at], self.finding.details.get(at, "")
+        yield from self.finding.elsewhere
 
 
 @dataclass(frozen=True)
@@ -82,25 +90,17 @@ class Verdict:
     def _plain(self, one: Found) -> dict[str, Any]:
         finding = one.finding
         number = len(finding.rows) if finding.count is None else finding.count
-        rows = [
-            {"file": self.corpus.file_of(at), "line": self.corpus.lines[at], "said": finding.details.get(at, "")}
-            for at in finding.rows[:KEPT]
-        ]
+        places = islice(one.places(self.corpus), KEPT)
+        rows = [{"file": file, "line": line, "said": said} for file, line, said in places]
         said = {"what": finding.what, "why": finding.why, "fix": finding.fix, "count": number, "rows": rows}
         return {"check": one.check, "family": one.family, "policy": one.policy, **said}
 
     def row_list(self) -> Iterable[dict[str, Any]]:
         """Every row of every finding: check, policy, file, line, and what it is."""
         for one in self.found:
-            for at in one.rows:
-                said = one.finding.details.get(at, one.finding.what)
-                yield {
-                    "check": one.check,
-                    "policy": one.policy,
-                    "file": self.corpus.file_of(at),
-                    "line": self.corpus.lines[at],
-                    "said": said,
-                }
+            for file, line, said in one.places(self.corpus):
+                found = {"file": file, "line": line, "said": said or one.finding.what}
+                yield {"check": one.check, "policy": one.policy, **found}
 
     def __rich__(self) -> RenderableType:
         lines = [Text(f"{', '.join(escaped(file) for _, file in self.corpus.starts)}: {self._size()}")]
@@ -127,13 +127,11 @@ class Verdict:
         head.append(f"{one.check}: ", style="bold")
         head.append(finding.what)
         lines = [head, Text(f"     why   {finding.why}", style="dim"), Text(f"     fix   {finding.fix}")]
-        if finding.rows:
-            shown = []
-            for at in finding.rows[:SHOWN]:
-                said = finding.details.get(at, "")
-                name = escaped(Path(self.corpus.file_of(at)).name)
-                shown.append(f"{name}:{self.corpus.lines[at]}" + (f" ({said})" if said else ""))
-            more = len(finding.rows) - SHOWN
+        shown = []
+        for file, line, said in islice(one.places(self.corpus), SHOWN):
+            shown.append(f"{escaped(Path(file).name)}:{line}" + (f" ({said})" if said else ""))
+        if shown:
+            more = len(finding.rows) + len(finding.elsewhere) - SHOWN
             lines.append(Text(f"     rows  {', '.join(shown)}" + (f" and {more:,} more" if more > 0 else "")))
         return lines
 
@@ -158,6 +156,7 @@ def summary(verdict: Verdict) -> list[str]:
     """One line for each finding, for a run that only warns."""
     said = []
     for one in verdict.found:
-        first = f" (first: {verdict.corpus.place(one.rows[0])})" if one.rows else ""
+        named = next(one.places(verdict.corpus), None)
+        first = f" (first: {place(named[0], named[1])})" if named else ""
         said.append(f"{one.check}: {one.finding.what}{first}; {one.finding.why}")
     return said

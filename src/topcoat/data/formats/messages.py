@@ -8,9 +8,11 @@ would change what is trained and is refused, never dropped in silence; other fie
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from topcoat.data.conversation import ROLES, BadRow, Conversation, chat, list_of, text_of
+from topcoat.data.formats.sharegpt import ROLE_OF
 from topcoat.data.lines import describe, names, shown
 from topcoat.data.rows import Row
 from topcoat.data.tool_calls import call_of_text, doubts_about, tool_calls_of, tools_of
@@ -68,9 +70,7 @@ def message(turn: dict[str, Any], where: str) -> dict[str, Any]:
     role = text_of(turn, "role", where)
     role = SAME_ROLE.get(role, role)
     if role not in ROLES:
-        known = role.strip().lower() in ROLES
-        fix = f"write {role.strip().lower()!r}" if known else ""
-        raise BadRow(f"{where}the role {shown(role)!r} is unknown; expected one of {', '.join(ROLES)}", fix)
+        raise BadRow(f"{where}the role {shown(role)!r} is unknown; expected one of {', '.join(ROLES)}", _nearest(role))
     for name in CHOICES:
         if turn.get(name) not in (None, 1):  # 1 is true
             fix = "take the row out, or train only its last answer with data.loss_on: last_turn"
@@ -98,6 +98,17 @@ def message(turn: dict[str, Any], where: str) -> dict[str, Any]:
     if role == "tool":
         found |= {key: text_of(turn, key, where) for key in ("name", "tool_call_id") if turn.get(key) is not None}
     return found
+
+
+def _nearest(role: str) -> str:
+    """What to write for a role that is none, or nothing where it is like none."""
+    plain = role.strip().lower()
+    if plain in ROLES:
+        return f"write {plain!r}"
+    if plain in ROLE_OF:  # a speaker of sharegpt's
+        return f"write {ROLE_OF[plain]!r}"
+    near = difflib.get_close_matches(plain, ROLES, n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def _parts(parts: list[Any], where: str) -> tuple[str, str, list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from topcoat.data.tool_calls import tools_of
 
 COLUMNS = ("completion", "label")
 LABELS = ("label", "kto_tag")
+NUMBERED = {"1": True, "0": False, "1.0": True, "0.0": False}
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -26,6 +27,16 @@ def recognise(columns: set[str]) -> bool:
 def is_label(value: Any) -> bool:
     """Whether a value says wanted or not, beyond doubt: 0 and 1 may be numbers of classes."""
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+
+
+def numbered(values: dict[str, Any]) -> bool | None:
+    """What a label of 0 or 1 beside an answer says if it is no class: wanted or not. None where there is none."""
+    if values.keys().isdisjoint(LABELS) or not recognise(set(values)):
+        return None
+    value = next((values[name] for name in LABELS if name in values), None)
+    if is_label(value) or not isinstance(value, int | float | str):
+        return None
+    return NUMBERED.get(str(value).strip())
 
 
 def to_labelled(row: Row) -> LabelledAnswer:
