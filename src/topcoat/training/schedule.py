@@ -32,8 +32,9 @@ def default_learning_rate(method: str, parameters: int) -> float:
     """The peak rate by model size for AdamW, rank 16, alpha 32, 16 examples a step; full tuning a tenth of it.
 
     135M 1e-3; up to 1B 5e-4; up to 3B 3e-4; up to 13B 2e-4; above 1e-4. Centres of a sweep, from the QLoRA paper's
-    table (arXiv:2305.14314, B.2) and the rank-free fit of "LoRA Without Regret" (Thinking Machines, 2025). Methods
-    that add tokens take ten times LoRA's rate (arXiv:2104.08691, 2110.07602; PEFT's own comparison of methods).
+    table (arXiv:2305.14314, B.2) and the rank-free fit of "LoRA Without Regret" (Thinking Machines, 2025), at 135M
+    measured (docs/decisions/0011-learning-rates.md). Methods that add tokens take ten times LoRA's rate
+    (arXiv:2104.08691, 2110.07602; PEFT's own comparison of methods).
     """
     by_size = ((0.35e9, 1e-3), (1.2e9, 5e-4), (4e9, 3e-4), (20e9, 2e-4), (math.inf, 1e-4))
     rate = next(rate for limit, rate in by_size if parameters < limit)
