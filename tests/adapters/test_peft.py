@@ -184,10 +184,9 @@ def test_a_lora_of_the_head_or_the_embedding_is_refused_by_its_name_with_the_mer
     assert problem.fix == "merge it with PEFT, and give the merged model as model.path"
 
 
-def test_a_head_that_the_file_excludes_or_trains_whole_is_no_reason_to_refuse(load, from_transformers, tmp_path):
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, target_modules=r".*(v_proj|lm_head)", exclude_modules=["lm_head"]
-    )
+def test_a_head_that_the_file_leaves_out_is_no_reason_to_refuse(load, from_transformers, tmp_path):
+    out = ["lm_head", "k_proj"]
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=r".*([kv]_proj|lm_head)", exclude_modules=out)
     peft.get_peft_model(from_transformers(), config).save_pretrained(tmp_path)
     assert {path.rsplit(".")[-1] for path in load_adapter(load().model, tmp_path).layers} == {"v_proj"}
 

@@ -165,10 +165,12 @@ def _shortest(paths: Iterable[str], others: Iterable[str]) -> list[str]:
 
 def _placed(values: Values) -> Values:
     """Where the adapter stands and what trains beside it: the same keys for every method."""
-    layers = values.get("layers_to_transform")
+    layers, excluded = values.get("layers_to_transform"), _read_targets(values.get("exclude_modules") or [])
+    if isinstance(excluded, list):  # a head or an embedding is never adapted here, and need not be left out
+        excluded = [name for name in excluded if not any(_is_meant([name], path) for path in _OUTSIDE)]
     return {
         "target_modules": _read_targets(values["target_modules"]),
-        "exclude_modules": _read_targets(values.get("exclude_modules") or []),
+        "exclude_modules": excluded,
         "layers_to_transform": [layers] if isinstance(layers, int) else layers or None,
         "modules_to_save": _sorted(values.get("modules_to_save") or []),
     }
