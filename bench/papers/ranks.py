@@ -72,6 +72,6 @@ EXPERIMENT = Experiment(
     run=run,
     minutes=10,
     notes="Rank 1 is the worst of the four on average, as in the paper, but by less than seeds differ. Its 305,280 "
-    "parameters are about eight times the target tokens of these 512 rows: nothing here is too much for it to hold. The paper's "
-    "rank 1 adapts the queries and values alone, and sees 42,000 rows five times.",
+    "parameters are about eight times the target tokens of these 512 rows: nothing here is too much for it to hold. "
+    "The paper's rank 1 adapts the queries and values alone, and sees 42,000 rows five times.",
 )

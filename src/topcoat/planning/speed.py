@@ -58,6 +58,12 @@ class Price:
         return self.amount * (hours if self.per == "h" else hours * watts / 1000)
 
 
+OPTIMIZER_BYTES = 28
+"""Of one trained number: AdamW reads it, its gradient and two moments, and writes it and the moments, 4 bytes each."""
+CHECKPOINTED = 1.5
+"""Passes over a layer's weights where autograd computes it again, in parts of those without: forward, forward and
+backward in place of forward and backward."""
+
 _PRICE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([^\d\s/]*)\s*/\s*(h|kwh)\s*", re.IGNORECASE)
 
 
@@ -81,18 +87,19 @@ def speed_of(request: Request, counts: Counts, policies: tuple[Policy, ...], rec
     passes = 2 if not recomputed and all(policy in ("none", "mlp") for policy in policies) else 3
     stored = counts.codes_bytes + counts.constant_bytes
     weights = a.linear_numbers * e if not counts.quantized else stored + a.linear_numbers * e
-    optimizer = 28 * counts.trained_numbers
+    optimizer = OPTIMIZER_BYTES * counts.trained_numbers
     moved_step = (
         positions * moved + micros * passes * (weights + (4 * a.linear_numbers if counts.full else 0)) + optimizer
     )
-    arithmetic, memory = flops_step / device.flops(e), moved_step / device.bandwidth
-    calls = micros * a.layers * CALLS[counts.blocks is not None] * device.call_seconds
-    bounds = (max(arithmetic, memory) + calls, arithmetic + memory + calls)
-    if device.kind == "cpu":
-        bounds = cpu_seconds(_parts(request, counts, policies, recomputed), e, blocks=counts.blocks is not None)
     if request.micro_step is not None:  # measured: the same micro-step as often as the tokens need it
         seconds, tokens = request.micro_step
         bounds = (total / tokens * seconds + optimizer / device.bandwidth,) * 2
+    elif device.kind == "cpu":
+        bounds = cpu_seconds(_parts(request, counts, policies, recomputed), e, blocks=counts.blocks is not None)
+    else:
+        arithmetic, memory = flops_step / device.flops(e), moved_step / device.bandwidth
+        calls = micros * a.layers * CALLS[counts.blocks is not None] * device.call_seconds
+        bounds = (max(arithmetic, memory) + calls, arithmetic + memory + calls)
     steps = request.steps
     return Speed(
         step_seconds=bounds,
@@ -109,7 +116,7 @@ def _parts(request: Request, counts: Counts, policies: tuple[Policy, ...], recom
     positions = request.step_tokens * request.positions_a_token
     micros = max(1, math.ceil(positions / request.tokens))
     attention = _attention(request, policies, recomputed)
-    again = 1.5 if recomputed else sum(map(repeated, policies)) / len(policies) if policies else 1.0
+    again = CHECKPOINTED if recomputed else sum(map(repeated, policies)) / len(policies) if policies else 1.0
     weights = micros * again * PACKING_S * a.linear_numbers
     wide = counts.quantized and counts.codes_bytes >= a.linear_numbers  # a byte a weight, or more
     return Parts(
@@ -121,7 +128,10 @@ def _parts(request: Request, counts: Counts, policies: tuple[Policy, ...], recom
         unpacking4=weights if counts.quantized and not wide else 0.0,
         unpacking8=weights if wide else 0.0,
         calls=micros * again * a.layers * CALLS[counts.blocks is not None] * device.call_seconds,
-        optimizer=28 * counts.trained_numbers / device.bandwidth * (PAGED if "paged" in request.train.optimizer else 1),
+        optimizer=OPTIMIZER_BYTES
+        * counts.trained_numbers
+        / device.bandwidth
+        * (PAGED if "paged" in request.train.optimizer else 1),
     )
 
 
