@@ -75,7 +75,7 @@ STORED_ENDS = Nf4Config(overrides={"lm_head": "int8", "embed_tokens": "int8"})
             LoraConfig(modules_to_save=["lm_head"]),
             None,
             "lm_head shares its weight with model.embed_tokens",
-            "both",
+            "out of",
         ),
         (
             LLAMA,
