@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from topcoat.data.checks.verdict import Found, Verdict
+from topcoat.data.rows import place
 from topcoat.report.bars import label_bars, length_bars
 from topcoat.units import show_count, show_percent
 
@@ -86,6 +87,9 @@ def _finding(verdict: Verdict, one: Found, hidden: set[int]) -> dict[str, Any]:
         said = one.finding.details.get(at, "") if at not in hidden or one.check in PRIVATE else ""
         row = {"place": _safe(verdict.corpus.place(at)), "said": _safe(said)}
         rows.append(row | dict(zip(("prompt", "reply"), map(_short, texts), strict=True)))
+    for file, line, said in one.finding.elsewhere[: ROWS - len(rows)]:
+        rows.append({"place": _safe(place(file, line)), "said": _safe(said), "prompt": "", "reply": ""})
+    named = len(one.rows) + len(one.finding.elsewhere)
     return {
         "check": one.check,
         "policy": one.policy,
@@ -93,7 +97,7 @@ def _finding(verdict: Verdict, one: Found, hidden: set[int]) -> dict[str, Any]:
         "why": one.finding.why,
         "fix": one.finding.fix,
         "rows": rows,
-        "more": f"{len(one.rows) - ROWS:,}" if len(one.rows) > ROWS else "",
+        "more": f"{named - ROWS:,}" if named > ROWS else "",
     }
 
 

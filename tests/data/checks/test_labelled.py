@@ -10,8 +10,10 @@ from planted import label_rows
 from topcoat.data.checks.files import check_files
 from topcoat.data.checks.fix import fix
 from topcoat.data.checks.reading import likely_objective
+from topcoat.data.checks.verdict import summary
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
+from topcoat.report.check_page import render
 
 KINDS = ["billing", "delivery", "returns"]
 
@@ -61,7 +63,13 @@ def test_a_class_of_one_in_a_hundred_is_found_and_its_rows_are_named(checked):
     one = found(checked(rows)[0])
     assert set(one) == {"class_imbalance", "rare_labels"}
     assert one["class_imbalance"].finding.what == "label 'frequent' stands on 99 % of the rows (198), 'rare' on 2"
-    assert one["rare_labels"].rows == [7, 107]
+    assert one["class_imbalance"].rows == one["rare_labels"].rows == [7, 107]
+    assert one["class_imbalance"].finding.details[7] == "'rare': 2 rows"
+    rows = [{**row, "label": "often" if at % 10 else "mostly"} for at, row in enumerate(texts(300))]
+    for at in (3, 4, 5, 6, 7, 8):
+        rows[at]["label"] = "rare"
+    (told,) = checked(rows)[0].found
+    assert (told.check, told.rows) == ("class_imbalance", [3, 4, 5, 6, 7, 8]), "what is a tenth as frequent is not rare"
 
 
 def test_a_label_that_no_row_has_is_named(checked):
@@ -94,6 +102,55 @@ def test_validation_texts_that_are_trained_on_are_a_leak(checked):
     one = found(checked(rows, held=[rows[5], *texts(20, seed=9)])[0])
     assert set(one) == {"validation_leaks"}
     assert one["validation_leaks"].rows == [5]
+
+
+def test_a_label_that_stands_only_in_validation_is_found_and_its_rows_are_named(checked):
+    rows, held = texts(), texts(30, seed=9)
+    held[4]["label"] = held[7]["label"] = "warranty"
+    verdict, _ = checked(rows, held=held)
+    (one,) = verdict.found
+    assert (one.check, one.policy, verdict.exit_code) == ("unseen_labels", "stop", 1)
+    assert one.finding.what == "1 label of the validation rows is in no training row: 'warranty'"
+    assert one.finding.why == "2 validation rows cannot be answered, and the run stops at them"
+    (said,) = verdict.to_dict()["findings"]
+    assert [(row["file"][-7:], row["line"], row["said"]) for row in said["rows"]] == [
+        ("v.jsonl", 5, "'warranty'"),
+        ("v.jsonl", 8, "'warranty'"),
+    ]
+    assert said["count"] == 2
+    assert [row["line"] for row in verdict.row_list()] == [5, 8]
+    assert "(first: v.jsonl line 5)" in summary(verdict)[0]
+    assert '<th scope="row">v.jsonl line 8</th>' in render(verdict)
+
+
+def test_a_label_that_is_named_and_never_trained_is_unseen_and_does_not_stop(checked):
+    held = texts(30, seed=9)
+    held[4]["label"] = "warranty"
+    verdict, _ = checked(texts(), held=held, labels=[*KINDS, "warranty"])
+    one = found(verdict)["unseen_labels"]
+    assert (one.policy, one.finding.why) == ("warn", "1 validation row cannot be answered")
+
+
+def test_a_validation_row_without_a_label_is_refused_in_the_words_of_a_run(checked):
+    with pytest.raises(TopcoatError) as error:
+        checked(texts(), held=[*texts(5, seed=9), {"text": "x", "label": None}])
+    assert "v.jsonl line 6: 'label' is null; expected a label: text or a whole number" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("held", "objective", "why_not"),
+    [
+        ({"text": "A.", "label": "warranty"}, "classification", ""),
+        ({"text": "A."}, "sft", "'label' is not checked as a label: v.jsonl line 1: \"label\" is missing"),
+    ],
+)
+def test_a_file_alone_is_labelled_texts_whatever_labels_its_validation_rows_have(tmp_path, held, objective, why_not):
+    for name, rows in (("t.jsonl", texts()), ("v.jsonl", [held])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSettings(train=str(tmp_path / "t.jsonl"), validation=str(tmp_path / "v.jsonl"))
+    found, why = likely_objective(settings)
+    assert found == objective
+    assert why.startswith(why_not)
 
 
 @pytest.mark.parametrize(

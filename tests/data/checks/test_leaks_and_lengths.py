@@ -86,12 +86,38 @@ def test_a_benchmark_of_any_shape_is_found_whole_or_inside_other_words(shape, fo
     assert leak["benchmark_leaks"].what == "2 of 30 rows of bench.jsonl stand in the training rows"
 
 
+def test_validation_rows_that_stand_in_a_benchmark_are_told_apart(found, benchmark):
+    held, questions = clean_rows(20, seed=1), clean_rows(30, seed=5)
+    held[6]["prompt"] = questions[3]["prompt"]
+    held[8]["completion"] = "I was asked this: " + questions[4]["prompt"]
+    told = found(clean_rows(100), held, [benchmark([{"question": row["prompt"]} for row in questions])])
+    assert set(told) == {"benchmark_leaks"}
+    assert told["benchmark_leaks"].what == "2 of 30 rows of bench.jsonl stand in the validation rows"
+    assert told["benchmark_leaks"].rows == []
+    assert told["benchmark_leaks"].elsewhere == [
+        ("validation.jsonl", 7, "the same as bench.jsonl line 4"),
+        ("validation.jsonl", 9, "8-grams of bench.jsonl line 5"),
+    ]
+
+
+def test_a_benchmark_that_is_the_validation_file_is_held_against_training_rows_only(found, corpus, benchmark):
+    questions = [{"prompt": row["prompt"], "completion": row["completion"]} for row in clean_rows(20, seed=1)]
+    train, bench = clean_rows(100), benchmark(questions)
+    train[11]["prompt"] = questions[4]["prompt"]
+    mine = corpus(train)
+    mine.against, mine.benchmarks = corpus(questions, bench.file), [bench]
+    told = [one.finding for one in check(mine, DataChecks(validation_leaks="off")).found]
+    assert [one.what for one in told] == ["1 of 20 rows of bench.jsonl stand in the training rows"]
+
+
 def test_a_label_only_the_validation_rows_have_is_said(found):
     held = label_rows(30, ("billing", "delivery", "warranty"), seed=1)
     told = found(label_rows(90), held)
     assert set(told) == {"unseen_labels"}
     assert "'warranty'" in told["unseen_labels"].what
     assert told["unseen_labels"].count == 10
+    assert told["unseen_labels"].elsewhere[0] == ("validation.jsonl", 3, "'warranty'")
+    assert not told["unseen_labels"].stops
 
 
 def lengths(*tokens: int) -> Lengths:
@@ -196,6 +222,10 @@ def test_long_validation_rows_stop_a_run_too(corpus):
     assert told.policy == "stop"
     assert told.finding.what == "2 validation rows longer than 200 tokens"
     assert told.finding.fix.startswith("set data.max_length: 300, or")
+    assert told.finding.elsewhere == []  # which rows the sizes are of is not known here
+    mine.against = corpus(clean_rows(3, seed=1), "validation.jsonl")
+    (told,) = (one for one in check(mine, DataChecks()).found if one.check == "overlong")
+    assert told.finding.elsewhere == [("validation.jsonl", 2, "300 tokens"), ("validation.jsonl", 3, "250 tokens")]
     mine.setting = Setting(**known, overlong="drop")
     assert check(mine, DataChecks()).exit_code == 0
 

@@ -16,7 +16,7 @@ KNOWN = {
     "alpaca_train.jsonl": {"truncated_answers": 1, "personal_data": 1},
     "banking77_train.jsonl": {"near_duplicates": 8},
     "gsm8k_train.jsonl": {},
-    "lfs_instruct_train.jsonl": {"near_duplicates": 2, "repeated_templates": 28},
+    "lfs_instruct_train.jsonl": {"near_duplicates": 2, "repeated_templates": 28, "contradictions": 2},
     "chat_oasst_train.jsonl": {"refusals": 7, "debris": 1},
     "e2e_train.jsonl": {"exact_duplicates": 122, "near_duplicates": 138, "truncated_answers": 3, "one_topic": 0},
     "mmlu_validation.jsonl": {"mojibake": 1, "hidden_characters": 1},
