@@ -196,6 +196,27 @@ def test_a_recipe_counts_tokens_and_obeys_its_policies(topcoat, file, tiny_recip
     assert {one["check"]: one["policy"] for one in done.json["findings"]}["mojibake"] == "stop"
 
 
+def test_a_recipe_that_training_refuses_is_no_fine_recipe(topcoat, file, recipe_of, tmp_path):
+    turn = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+    (tmp_path / "t.jinja").write_text("{% for m in messages if m.role != 'system' %}" + turn + "{% endfor %}")
+    rows = [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+        for row in clean_rows(60)
+    ]
+    for row in rows[::2]:
+        row["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    data = {"train": file("t.jsonl", rows), "validation": 0.1}
+    recipe = recipe_of(data, model={"chat_template": str(tmp_path / "t.jinja")})
+    done = topcoat("data", "check", recipe, "--rows", str(tmp_path / "rows.jsonl"))
+    assert done.code == 1
+    assert "stop refused_rows: 30 rows refused by `topcoat train`" in done.out
+    assert 't.jsonl:1 (the chat template leaves out message 1 (system): "Be brief.")' in done.out
+    listed = [json.loads(line)["line"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert listed == list(range(1, 61, 2))
+    assert topcoat("train", recipe).code == 2
+    assert topcoat("data", "check", recipe, "data.allow=[dropped_turns]").code == 0
+
+
 def test_training_says_what_is_found_and_stops_where_it_should(topcoat, file, tiny_recipe, tmp_path):
     recipe = tiny_recipe(data={"train": file("t.jsonl", spoiled("mojibake", "secrets")), "validation": 0.1})
     recipe["train"]["max_steps"] = 1
