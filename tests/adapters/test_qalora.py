@@ -20,10 +20,10 @@ from topcoat.adapters.settings import LoraConfig, QaloraConfig
 from topcoat.adapters.start import Start
 from topcoat.errors import TopcoatError
 from topcoat.kernels.arena import Arena
+from topcoat.kernels.integer_dequant import unpack_bits
 from topcoat.kernels.projection import LowRank, Projection
 from topcoat.model.attention import attention_inputs
 from topcoat.model.fuse import fuse
-from topcoat.quant.bits import unpack_bits
 from topcoat.quant.linear import FrozenLinear
 from topcoat.quant.settings import DenseConfig, GgufConfig, IntConfig, Nf4Config
 from topcoat.quant.stacked import StackedWeight

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topcoat.quant.bits import CODES, pack_bits, unpack_bits
+from topcoat.kernels.integer_dequant import unpack_bits
+from topcoat.quant.bits import CODES, pack_bits
 
 
 @given(st.sampled_from([2, 3, 4]), st.integers(1, 9), st.integers(0, 2**31))

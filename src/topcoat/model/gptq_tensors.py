@@ -24,10 +24,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from topcoat.kernels.integer_dequant import unpack_bits
 from topcoat.model.joined import JoinedTensor, broken, check_groups, join, take_parts, total_bytes
 from topcoat.model.source import StoredTensor
 from topcoat.quant.base import QuantizedWeight
-from topcoat.quant.bits import unpack_bits
 from topcoat.quant.gptq_integers import GptqIntegers
 from topcoat.quant.grouped import Grouped
 from topcoat.quant.settings import GptqConfig, IntConfig, QuantConfig

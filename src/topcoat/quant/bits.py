@@ -19,16 +19,3 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         word |= parts[..., place] << bits * place
     count = CODES[bits] * bits // 8
     return torch.stack([(word >> 8 * byte & 255).to(torch.uint8) for byte in range(count)], dim=-1).flatten(-2)
-
-
-def unpack_bits(packed: Tensor, bits: int) -> Tensor:
-    """(..., N * bits / 8) uint8 -> codes (..., N) uint8."""
-    if bits == 8:
-        return packed
-    if bits == 4:
-        return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
-    if bits == 2:
-        return torch.stack([packed >> 2 * place & 3 for place in range(4)], dim=-1).flatten(-2)
-    low, middle, high = packed.unflatten(-1, (-1, 3)).unbind(-1)  # each (..., n)
-    parts = [low, low >> 3, (low >> 6) | (middle << 2), middle >> 1, middle >> 4, (middle >> 7) | (high << 1)]
-    return torch.stack([part & 7 for part in [*parts, high >> 2, high >> 5]], dim=-1).flatten(-2)

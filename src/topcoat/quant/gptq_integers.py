@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 
 from topcoat.errors import TopcoatError
+from topcoat.kernels.integer_dequant import PIECE, dequantize_integers, unpack_bits
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
-from topcoat.quant.bits import pack_bits, unpack_bits
+from topcoat.quant.bits import pack_bits
 from topcoat.quant.fits import nearest, require_no_rows
 from topcoat.quant.rows import codes_problem, require_row, row_problem
 from topcoat.quant.settings import GptqConfig
 from topcoat.quant.sizes import weight_bytes
-
-PIECE = 1 << 17  # weights coded or rebuilt at a time, so that float32 temporaries stay in cache
 
 
 class GptqIntegers(QuantFormat):
@@ -124,14 +123,12 @@ class GptqIntegers(QuantFormat):
         assert scale is not None
         assert zero is not None
         bits, step = int(q.scalars["bits"]), max(1, PIECE // q.shape[1])
+        if group is None:
+            return dequantize_integers(codes, scale, -scale.float() * zero.float(), bits, out)  # the same, and exact
         for start in range(0, q.shape[0], step):
             part = slice(start, start + step)
             values = unpack_bits(codes[part], bits).float()  # (n, I)
-            if group is None:
-                grouped = values.unflatten(1, (scale.shape[1], -1))  # (n, L, S), the same memory
-                grouped.sub_(zero[part].float()[..., None]).mul_(scale[part].float()[..., None])
-            else:
-                values.sub_(zero[part].float()[:, group]).mul_(scale[part].float()[:, group])
+            values.sub_(zero[part].float()[:, group]).mul_(scale[part].float()[:, group])
             out[part].copy_(values)
         return out
 

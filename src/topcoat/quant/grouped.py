@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from topcoat.errors import TopcoatError
+from topcoat.kernels.integer_dequant import PIECE, dequantize_integers
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
-from topcoat.quant.bits import pack_bits, unpack_bits
+from topcoat.quant.bits import pack_bits
 from topcoat.quant.dense import DTYPES
 from topcoat.quant.fits import FITS, nearest, require_no_rows
 from topcoat.quant.rows import require_row, row_problem
 from topcoat.quant.settings import IntConfig
 from topcoat.quant.sizes import weight_bytes
-
-PIECE = 1 << 17  # weights coded or rebuilt at a time, so that float32 temporaries stay in cache
 
 
 class Grouped(QuantFormat):
@@ -89,13 +88,7 @@ class Grouped(QuantFormat):
         """code * scale + low in float32, rounded once to `dtype`."""
         out = target(q, dtype, out)
         codes, scale, low = (q.tensors[name] for name in ("codes", "scale", "low"))
-        step = max(1, PIECE // q.shape[1])
-        for start in range(0, q.shape[0], step):
-            part = slice(start, start + step)
-            values = unpack_bits(codes[part], self.bits).float().unflatten(1, (scale.shape[1], -1))  # (n, L, S)
-            values.mul_(scale[part].float()[..., None]).add_(low[part].float()[..., None])
-            out[part].copy_(values.flatten(1))
-        return out
+        return dequantize_integers(codes, scale, low, self.bits, out)
 
     def nbytes(self, out_features: int, in_features: int) -> int:
         """`bits` a weight, and two numbers a group: 5 bits a weight for int4 in groups of 32."""

@@ -49,6 +49,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "cross_entropy.c": _EVERY,
     "adamw.c": _EVERY,
     "nf4.c": _EVERY,
+    "integers.c": _EVERY,
     "words.c": _EVERY,
     "rows.c": _EVERY,
     "attention_forward.c": _TILES,

@@ -37,6 +37,7 @@ SIGNATURES = {
     "adamw": "- ii pppp fffffffff",
     "square_sum": "d ii pp",
     "dequantize_nf4": "- iiii pi ppp i ppp i",
+    "dequantize_integers": "- iiii pi ppp ii",
     "words_rules_new": "p ii ppipi ppp",
     "words_rules_free": "- p",
     "words_new": "p p",
@@ -84,6 +85,7 @@ class Library:
     attention_backward: Callable[..., None]
     attention_backward_bytes: Callable[..., int]
     dequantize_nf4: Callable[..., None]
+    dequantize_integers: Callable[..., None]
     words_rules_new: Callable[..., int | None]
     words_rules_free: Callable[..., None]
     words_new: Callable[..., int | None]
