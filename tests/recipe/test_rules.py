@@ -78,6 +78,117 @@ CASES = {  # id -> (what it speaks of, facts, what it says, what it is silent ab
 }  # fmt: skip
 
 
+ALSO = {  # what else a rule speaks of: (id, settings, facts, what it says)
+    "names with their parent": ("attention-only", {"adapter.target_modules": ["self_attn.q_proj", "self_attn.v_proj"]},
+                                {}, "attention layers only (self_attn.q_proj, self_attn.v_proj); adapting all"),
+    "expressions": ("attention-only", {"adapter.target_modules": [r".*layers\.[0-9]+\.self_attn\..*"]}, {},
+                    "attention layers only"),
+    "a whole path": ("attention-only", {"adapter.target_modules": ["model.layers.7.self_attn.o_proj"]}, {},
+                     "attention layers only"),
+    "the attention of adalora": ("attention-only", {"adapter.method": "adalora", "adapter.target_modules": ["q_proj"]},
+                                 {}, "attention layers only (q_proj); adapting all linears"),
+    "the attention of miss": ("attention-only", {"adapter.method": "miss", "adapter.target_modules": ["qkv_proj"]},
+                              {}, "attention layers only (qkv_proj); adapting all linears"),
+    "the attention of vera": ("attention-only", {"adapter.method": "vera", "adapter.target_modules": ["v_proj"]},
+                              {}, "attention layers only (v_proj); adapting all linears"),
+    "the attention of ia3": ("attention-only", {"adapter.method": "ia3", "adapter.target_modules": ["k_proj", "v_proj"],
+                             "adapter.feedforward_modules": []}, {},
+                             "(k_proj, v_proj); IA3 scales the feed-forward's inputs as well: add down_proj"),
+    "alpha of adalora": ("alpha-over-r", {"adapter.method": "adalora", "adapter.init_r": 64, "adapter.lora_alpha": 8.0},
+                         {}, "lora_alpha 8 / init_r 64 = 0.125 is outside 0.5 to 4: the effective step scales with it; "
+                         "usual is lora_alpha = init_r or 2 init_r"),
+    "a low adalora": ("low-rank", {"adapter.method": "adalora", "adapter.target_r": 2}, {}, "adapter.target_r is 2: "
+                      "fine for a style, weak for knowledge; 8 to 32 is usual"),
+    "a low miss": ("low-rank", {"adapter.method": "miss", "adapter.r": 1}, {}, "adapter.r is 1: fine for a style, weak "
+                   "for knowledge; 64 is the default"),
+    "what adalora holds": ("capacity", {"adapter.method": "adalora"}, {"trained": 1_200_000, "target_tokens": 900_000},
+                           "the adapter 800k parameters in the end: what does not fit is not learned; "
+                           "adapter.target_r: 9 has"),
+    "what miss holds": ("capacity", {"adapter.method": "miss"}, {"trained": 10**6, "target_tokens": 7_000_000},
+                        "adapter.r: 448 has as many"),
+    "what no miss holds": ("capacity", {"adapter.method": "miss"}, {"trained": 10**6, "target_tokens": 9_000_000},
+                           "no rank up to 512 holds it"),
+    "dropout of adalora": ("dropout", {"adapter.method": "adalora", "adapter.lora_dropout": 0.3}, {},
+                           "adapter.lora_dropout is 0.3"),
+    "dropout of miss": ("dropout", {"adapter.method": "miss", "adapter.miss_dropout": 0.2}, {},
+                        "adapter.miss_dropout is 0.2; 0.05 to 0.1"),
+    "dropout of vera": ("dropout", {"adapter.method": "vera", "adapter.vera_dropout": 0.05}, {"rows": 10_000},
+                        "adapter.vera_dropout is 0.05 on 10,000 rows"),
+    "the rate of adalora": ("lora-rate", {"adapter.method": "adalora", "train.learning_rate": 0.02}, {},
+                            "0.02: adalora usually takes 1e-5 to 5e-3"),
+    "the rate of miss": ("lora-rate", {"adapter.method": "miss", "train.learning_rate": 1e-6}, {},
+                         "1e-06: miss usually takes 1e-5 to 5e-3"),
+    "the rate of dora at 8B": ("rate-by-size", {"adapter.method": "dora", "train.learning_rate": 2e-3},
+                               {"parameters": 8 * 10**9}, "at 8B parameters 0.0002 is usual"),
+    "a vera astray": ("other-rate", {"adapter.method": "vera", "train.learning_rate": 0.2}, {},
+                      "0.2: above 1e-1 vera goes astray under AdamW; 1e-3 to 1e-1 is usual"),
+    "a prompt astray": ("other-rate", {"adapter.method": "prompt_tuning", "train.learning_rate": 0.3}, {},
+                        "0.3: above 1e-1 prompt_tuning goes astray"),
+    "patterns": ("not-servable", {"adapter.rank_pattern": {"q_proj": 8}}, {}, "vLLM ignores them and computes "
+                 "otherwise; topcoat export --to peft writes one rank and one scale that compute the same"),
+    "fp16 on gptq": ("fp16-on-4bit", {"model.compute_dtype": "fp16", "model.quantization": {"format": "gptq"}}, {},
+                     "fp16 on 4-bit gptq weights is unstable"),
+    "fp16 on gguf": ("fp16-on-4bit", {"model.compute_dtype": "fp16",
+                     "model.quantization": {"format": "gguf", "type": "Q4_0"}}, {}, "fp16 on gguf Q4_0 weights"),
+    "fp16 on stored": ("fp16-on-4bit", {"model.compute_dtype": "fp16", "model.quantization": "stored"},
+                       {"weight_bits": 4.19}, "fp16 on stored (4.2 bits each) weights is unstable"),
+    "gptq by choice": ("format-by-choice", {"model.quantization": {"format": "gptq"}}, {},
+                       "format is 4-bit gptq: nf4 is more exact at its size"),
+    "few bits by choice": ("format-by-choice",
+                           {"model.quantization": {"format": "gptq", "bits": 3, "rounding": "gptq"}},
+                           {}, "format is 3-bit gptq: fewer bits cost quality"),
+    "gguf by choice": ("format-by-choice", {"model.quantization": {"format": "gguf", "type": "Q4_1"}}, {},
+                       "format is gguf Q4_1: nf4 is more exact"),
+    "a small int2": ("small-in-4bit", {"model.quantization": {"format": "int2"}}, {"parameters": 10**8},
+                     "int2 on 100M parameters saves at most 155.0 MiB"),
+    "a small gptq": ("small-in-4bit", {"model.quantization": {"format": "gptq"}}, {"parameters": 10**8},
+                     "4-bit gptq on 100M parameters saves at most"),
+    "a small gguf file": ("small-in-4bit", {"model.quantization": {"format": "gguf"}},
+                          {"parameters": 10**8, "weight_bits": 4.8}, "gguf (4.8 bits each) on 100M parameters costs "
+                          "more quality than on a large model; load what it was made from, dense or in int8"),
+    "a small plugin": ("small-in-4bit", {"model.quantization": {"format": "plugin", "name": "ternary"}},
+                       {"parameters": 10**8, "weight_bits": 2.0}, "ternary (2.0 bits each) on 100M parameters saves at "
+                       "most 166.9 MiB"),
+}  # fmt: skip
+BESIDE = {  # what a rule is silent about
+    "a list of both": ("attention-only", {"adapter.target_modules": [r".*self_attn\..*", "mlp.up_proj"]}, {}),
+    "an expression of both": ("attention-only", {"adapter.target_modules": [r".*_proj"]}, {}),
+    "a name of both": ("attention-only", {"adapter.target_modules": ["c_proj"]}, {}),
+    "names that are not known": ("attention-only", {"adapter.target_modules": ["q_proj", "mixer.in_proj"]}, {}),
+    "ia3 as it is": ("attention-only", {"adapter.method": "ia3"}, {}),
+    "adalora as it is": ("alpha-over-r", {"adapter.method": "adalora"}, {}),
+    "alpha of rslora": ("alpha-over-r", {"adapter.use_rslora": True, "adapter.lora_alpha": 200.0}, {}),
+    "adalora that holds it": ("capacity", {"adapter.method": "adalora"}, {"trained": 12 * 10**5,
+                              "target_tokens": 8 * 10**5}),
+    "a vera is small on purpose": ("capacity", {"adapter.method": "vera"}, {"trained": 10, "target_tokens": 10**6}),
+    "the rank of vera": ("low-rank", {"adapter.method": "vera", "adapter.r": 2}, {}),
+    "the highest rate": ("other-rate", {"adapter.method": "ia3", "train.learning_rate": 0.1}, {}),
+    "gptq of 8 bits": ("fp16-on-4bit", {"model.compute_dtype": "fp16",
+                       "model.quantization": {"format": "gptq", "bits": 8}}, {}),
+    "gguf of 5 bits": ("fp16-on-4bit", {"model.compute_dtype": "fp16",
+                       "model.quantization": {"format": "gguf", "type": "Q5_0"}}, {"weight_bits": 4.0}),
+    "a stored format not known": ("fp16-on-4bit", {"model.compute_dtype": "fp16", "model.quantization": "stored"}, {}),
+    "a stored one of 5 bits": ("fp16-on-4bit", {"model.compute_dtype": "fp16", "model.quantization": "stored"},
+                               {"weight_bits": 5.5}),
+    "a calibrated gptq": ("format-by-choice", {"model.quantization": {"format": "gptq", "rounding": "gptq"}}, {}),
+    "a stored format": ("format-by-choice", {"model.quantization": "stored"}, {"weight_bits": 4.2}),
+    "a checkpoint of stored numbers": ("small-in-4bit", {"model.quantization": "stored"},
+                                       {"parameters": 10**8, "weight_bits": 16.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALSO.values(), ids=ALSO.keys())
+def test_a_rule_speaks_of_what_else_it_means(case):
+    rule, settings, facts, what = case
+    assert what in said(settings, facts)[rule]
+
+
+@pytest.mark.parametrize("case", BESIDE.values(), ids=BESIDE.keys())
+def test_a_rule_is_silent_about_what_it_does_not_mean(case):
+    rule, settings, facts = case
+    assert rule not in said(settings, facts)
+
+
 @pytest.mark.parametrize("objective", ["classification", "regression"])
 @pytest.mark.parametrize("data", [{"data.text_template": "{text}"}, {"data.format": "text"}, {}])
 def test_texts_that_are_labelled_are_no_knowledge_to_learn(objective, data):

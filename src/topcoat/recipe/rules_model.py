@@ -65,7 +65,7 @@ def small_in_4bit(recipe: Recipe, facts: Facts) -> str | None:
         return None
     said = f"model.quantization.format {stored} on {show_count(facts.parameters)} parameters"
     if isinstance(quantization, StoredConfig) or getattr(quantization, "type", "") == "stored":
-        return f"{said} costs more quality than on a large model; the checkpoint as it was before, dense or in int8"
+        return f"{said} costs more quality than on a large model; load what it was made from, dense or in int8"
     saved = show_bytes((16 - _bits(quantization, facts)) / 8 * facts.parameters)
     return f"{said} saves at most {saved} and costs more quality than on a large model; int8, or null for dense weights"
 
@@ -115,7 +115,7 @@ def _in_four_bits(recipe: Recipe, facts: Facts) -> str | None:
     if isinstance(quantization, SixteenConfig | Nf4IcqConfig | IntConfig):
         return quantization.format
     if isinstance(quantization, GptqConfig):
-        return f"gptq of {quantization.bits} bits" if quantization.bits <= 4 else None
+        return f"{quantization.bits}-bit gptq" if quantization.bits <= 4 else None
     if isinstance(quantization, GgufConfig) and quantization.type != "stored":
         return f"gguf {quantization.type}" if quantization.type.startswith("Q4") else None
     if quantization is None or quantization.format not in ("gguf", "stored", "plugin") or facts.weight_bits is None:
