@@ -142,8 +142,9 @@ def test_a_policy_of_warn_does_not_let_pass_what_training_refuses(templated):
 def test_validation_rows_that_training_refuses_stop_too(templated):
     _, (one,) = checked(templated(DROPS_SYSTEM, [63, 66], validation="v.jsonl"))
     assert one.policy == "stop"
-    said = 'v.jsonl line 4: the chat template leaves out message 1 (system): "Be 63."'
-    assert one.finding.what == f"2 validation rows refused by `topcoat train` (first: {said})"
+    assert one.finding.what == "2 validation rows refused by `topcoat train`"
+    said = 'the chat template leaves out message 1 (system): "Be 63."'
+    assert one.finding.elsewhere[0][1:] == (4, said)
     assert one.finding.count == 2
 
 

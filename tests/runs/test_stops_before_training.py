@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from topcoat.errors import TopcoatError
-from topcoat.recipe.load import recipe_from_dict
+from topcoat.errors import Refused, TopcoatError
+from topcoat.recipe.load import dump_recipe, load_recipe, recipe_from_dict
+from topcoat.runs.listener import Silent
 from topcoat.runs.run import run
 
 TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -98,3 +100,40 @@ def test_the_run_ends_before_step_one_and_says_why(recipe_of, tmp_path, case):
 )
 def test_it_goes_on_on_purpose(recipe_of, template, data):
     assert run(recipe_of(template, data, system=template == DROPS_SYSTEM)).steps == 1
+
+
+class Heard(Silent):
+    """What a run says."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture
+def memory_test(tiny_recipe, tiny_rows, tmp_path):
+    """memory_test(checks): a recipe whose validation rows are all trained on."""
+
+    def make(**checks):
+        rows = Path(tiny_rows["train"]).read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / "v.jsonl").write_text("".join(rows[:4]), encoding="utf-8")
+        data = {"validation": str(tmp_path / "v.jsonl"), "checks": checks}
+        return recipe_from_dict(tiny_recipe(data=data, train={"max_steps": 1}))
+
+    return make
+
+
+def test_a_test_of_memory_goes_on_with_a_warning_from_its_complete_recipe_too(memory_test, tmp_path):
+    (tmp_path / "r.yaml").write_text(dump_recipe(memory_test()), encoding="utf-8")
+    heard = Heard()
+    assert run(load_recipe(tmp_path / "r.yaml"), listener=heard).steps == 1
+    said = "warning: validation_leaks: 4 of 4 validation rows have a prompt that is trained on"
+    assert any(line.startswith(said) for line in heard.lines)
+
+
+def test_a_test_of_memory_stops_where_the_recipe_says_so(memory_test):
+    with pytest.raises(Refused, match="4 of 4 validation rows have a prompt that is trained on") as caught:
+        run(memory_test(validation_leaks="stop"))
+    assert "set data.checks.validation_leaks: warn" in str(caught.value)

@@ -194,7 +194,8 @@ def checked_as(recipe: Recipe) -> DataSettings:
 def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, listener: Listener) -> None:
     """The checks that cost little, over the first 100,000 rows; what is found is said.
 
-    A validation file whose every prompt is trained on is a memory test on purpose: said, and not stopped.
+    A validation file whose every prompt is trained on is a memory test on purpose: said, and not stopped, unless the
+    recipe itself says what is to be done.
 
     Raises:
         Refused: a check has found something, and its policy is stop.
@@ -222,7 +223,9 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
     for line in summary(verdict):
         listener.say(f"warning: {line}")
     stops = verdict.stops
-    if is_memory_test(verdict.corpus):  # the scores are of that, and the warning says so
+    if recipe.data.checks.validation_leaks == "auto" and is_memory_test(
+        verdict.corpus
+    ):  # the scores are of that, and the warning says so
         stops = [one for one in stops if one.check != "validation_leaks"]
     if stops:
         raise Refused.gather([_problem(verdict, one) for one in stops])

@@ -111,7 +111,8 @@ def require_same_recipe(started: Recipe, now: Recipe, where: str) -> None:
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """Dotted key -> value of every setting that decides the numbers of the run."""
-    values = {key: value for key, value in flat(recipe).items() if key not in FREE_ON_RESUME}
+    whole = flat(recipe).items()
+    values = {k: value for k, value in whole if k not in FREE_ON_RESUME and not k.startswith("data.checks.")}
     if isinstance(recipe.data.validation, str):
         values["data.validation"] = "a file"
     return values

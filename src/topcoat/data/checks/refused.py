@@ -17,19 +17,20 @@ WHY = "a run ends there, before its first step"
 
 def refused_rows(corpus: Corpus) -> list[Finding]:
     """One finding for all rows that one and the same thing would help."""
-    held, setting = corpus.setting.lengths, corpus.setting
-    if held is None:
+    lengths, setting = corpus.setting.lengths, corpus.setting
+    if lengths is None:
         return []
-    seen = f" of {held.counted:,} counted" if held.counted < len(corpus) else ""
+    seen = f" of {lengths.counted:,} counted" if lengths.counted < len(corpus) else ""
     found = []
-    for fix, rows in _by_fix(held.refused).items():
+    for fix, rows in _by_fix(lengths.refused).items():
         what = f"{count(len(rows), 'row', 'rows')}{seen} refused by `topcoat train`"
         found.append(Finding(what, WHY, fix, list(rows), rows, stops=True))
     for fix, beside in _by_fix(setting.validation_refused).items():
-        at, said = next(iter(beside.items()))
-        first = f"{corpus.against.place(at)}: {said}" if corpus.against is not None else said
-        what = f"{count(len(beside), 'validation row', 'validation rows')} refused by `topcoat train` (first: {first})"
-        found.append(Finding(what, WHY, fix, count=len(beside), stops=True))
+        held = corpus.against
+        assert held is not None  # whose rows they are
+        places = [(held.file_of(at), held.lines[at], said) for at, said in beside.items()]
+        what = f"{count(len(beside), 'validation row', 'validation rows')} refused by `topcoat train`"
+        found.append(Finding(what, WHY, fix, elsewhere=places, count=len(places), stops=True))
     return found + ([_of_the_whole(corpus, setting.problems)] if setting.problems else [])
 
 

@@ -76,8 +76,9 @@ class DataChecks(Config):
     """Rows longer than max_length, which are cut or left out. With overlong: error a run stops at them in any case."""
     packing: Policy = "warn"
     """Less than nine tenths of the positions that are computed hold a token."""
-    validation_leaks: Policy = "stop"
-    """Validation rows whose prompt is a training prompt too."""
+    validation_leaks: Policy | Literal["auto"] = "auto"
+    """Validation rows whose prompt is a training prompt too. auto is stop, but where every validation prompt is trained
+    on, the run is taken for a test of memory, made on purpose: it goes on with a warning."""
     validation_near: Policy = "warn"
     """Validation rows whose prompt is nearly a training prompt."""
     benchmark_leaks: Policy = "stop"

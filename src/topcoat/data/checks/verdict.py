@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -146,10 +146,15 @@ def check(corpus: Corpus, policies: DataChecks, *, cheap_only: bool = False) -> 
         corpus.tell(f"checking {name}", done, len(wanted))
         entry = CHECKS[name]
         for finding in entry.find(corpus):
-            found.append(Found(name, entry.family, "stop" if finding.stops else getattr(policies, name), finding))
+            found.append(Found(name, entry.family, "stop" if finding.stops else _policy(policies, name), finding))
     found.sort(key=lambda one: one.policy != "stop")
     corpus.tell("checked", len(wanted), len(wanted))
     return Verdict(corpus, figures(corpus, clusters=not cheap_only), found, wanted)
+
+
+def _policy(policies: DataChecks, name: str) -> Policy:
+    stated: Policy | Literal["auto"] = getattr(policies, name)
+    return "stop" if stated == "auto" else stated
 
 
 def summary(verdict: Verdict) -> list[str]:
