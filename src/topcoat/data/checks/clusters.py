@@ -51,7 +51,7 @@ def cluster(texts: Sequence[str]) -> list[Cluster]:
         inside = np.flatnonzero((member == number) & near)
         if len(inside) < 2:
             continue
-        counts = Counter(word for at in inside for word in set(words[at]))
+        counts = Counter(word for at in inside for word in dict.fromkeys(words[at]))
         found.append(Cluster(len(inside) / len(sample), tuple(word for word, _ in counts.most_common(4))))
     return sorted(found, key=lambda one: -one.share)
 
