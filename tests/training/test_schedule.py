@@ -60,8 +60,8 @@ def test_warm_up_is_a_share_of_the_run_or_a_number_of_steps():
 
 
 @pytest.mark.parametrize(("parameters", "rate"), [(135e6, 1e-3), (1.1e9, 5e-4), (3e9, 3e-4), (8e9, 2e-4), (32e9, 1e-4)])
-def test_the_default_rate_falls_with_size_and_full_tuning_takes_a_tenth(parameters, rate):
+def test_the_default_rate_falls_with_size_and_goes_by_the_method(parameters, rate):
     assert default_learning_rate("lora", int(parameters)) == rate
     assert default_learning_rate("full", int(parameters)) == pytest.approx(rate / 10)
-    for method in PROMPTS:  # tokens that are added learn ten times faster
+    for method in (*PROMPTS, "vera", "ia3"):
         assert default_learning_rate(method, int(parameters)) == pytest.approx(10 * rate)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from topcoat.adapters.settings import AdaloraConfig, FullConfig, LoraConfig, MissConfig
 from topcoat.recipe.guidance import Facts
 from topcoat.recipe.schema import Recipe
-from topcoat.training.schedule import default_learning_rate
+from topcoat.training.schedule import FAST, default_learning_rate
 from topcoat.units import show_count
 
-FAST = ("vera", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2")
 LOW_RANK = LoraConfig | AdaloraConfig | MissConfig
 """Methods that take LoRA's rates."""
 
