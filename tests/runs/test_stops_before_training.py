@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from topcoat.data.checks.corpus import Most
 from topcoat.errors import Refused, TopcoatError
 from topcoat.recipe.load import dump_recipe, load_recipe, recipe_from_dict
+from topcoat.runs import checking
 from topcoat.runs.listener import Silent
 from topcoat.runs.run import run
 
@@ -137,3 +139,32 @@ def test_a_test_of_memory_stops_where_the_recipe_says_so(memory_test):
     with pytest.raises(Refused, match="4 of 4 validation rows have a prompt that is trained on") as caught:
         run(memory_test(validation_leaks="stop"))
     assert "set data.checks.validation_leaks: warn" in str(caught.value)
+
+
+@pytest.fixture
+def long_files(tiny_recipe, tiny_rows, tmp_path, monkeypatch):
+    """long_files(most): a recipe of ten training and four validation rows, of which so much is looked at."""
+
+    def make(most):
+        monkeypatch.setattr(checking, "BEFORE_TRAINING", most)
+        return recipe_from_dict(tiny_recipe(train={"max_steps": 1}))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("most", "said"),
+    [
+        (Most(10, 10**6), ""),
+        (Most(6, 10**6), "the first 6 of 10 training rows"),
+        (Most(3, 10**6), "the first 3 of 10 training rows and the first 3 validation rows"),
+        (Most(10, 1), "the first 1 of 10 training rows and the first 1 validation rows"),
+    ],
+)
+def test_what_was_looked_at_is_said_where_it_is_not_all(long_files, most, said):
+    heard = Heard()
+    run(long_files(most), listener=heard)
+    lines = [line for line in heard.lines if line.startswith("the checks of the data looked at")]
+    assert lines == (
+        [f"the checks of the data looked at {said}; `topcoat data check` looks at all of them"] * bool(said)
+    )

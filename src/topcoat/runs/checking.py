@@ -16,16 +16,16 @@ from topcoat.adapters.patterns import chosen
 from topcoat.adapters.settings import FullConfig, LoraConfig, TargetedConfig
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.data.batches import ROUND, StepPlan
-from topcoat.data.checks.corpus import Lengths, Setting, Tell, silent
+from topcoat.data.checks.corpus import Lengths, Most, Setting, Tell, silent
 from topcoat.data.checks.files import check_files
 from topcoat.data.checks.leaks import is_memory_test
-from topcoat.data.checks.table import CHECKS
 from topcoat.data.checks.verdict import Found, Verdict, summary
 from topcoat.data.columns import columns_of
 from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
 from topcoat.data.overlong import WINDOW, choose_max_length, manner_of, pieces_of
 from topcoat.data.pack import best_fit, group_similar
+from topcoat.data.progress import late_bar
 from topcoat.data.render import Renderer
 from topcoat.data.row_formats import to_conversations
 from topcoat.data.rows import SHOWN, BadRows, Row, iter_rows
@@ -38,14 +38,15 @@ from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.trained import trained_sizes
 from topcoat.quant.dense import DTYPES
 from topcoat.recipe.schema import Recipe
-from topcoat.runs.listener import Advance, Listener, Silent
+from topcoat.runs.listener import Advance, Listener
 from topcoat.runs.showing import Opened, load_for, open_tokenizer, read_as
 
 COUNTED = 20_000  # rows counted in tokens; the rest is scaled up
 PIECE = SHOWN
 """Rows rendered at once: what is wrong with more of them would not all be said."""
-BEFORE_TRAINING = 100_000  # rows a run looks at by itself before it starts
-BAR_FROM = 5_000  # rows from which the checks of a run take more than two seconds
+BEFORE_TRAINING = Most(rows=100_000, text_bytes=2**26)
+"""What a run looks at by itself before it starts, of the training rows and of the validation rows. The checks hold some
+7 bytes for each byte of text (measured on 40 MB of short rows), so both together stay below 1 GB."""
 
 
 def recipe_setting(recipe: Recipe, rows: int, tell: Tell) -> Setting:
@@ -192,7 +193,7 @@ def checked_as(recipe: Recipe) -> DataSettings:
 
 
 def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, listener: Listener) -> None:
-    """The checks that cost little, over the first 100,000 rows; what is found is said.
+    """The checks that cost little, over the first rows (BEFORE_TRAINING); what is found is said, and what was not seen.
 
     A validation file whose every prompt is trained on is a memory test on purpose: said, and not stopped, unless the
     recipe itself says what is to be done.
@@ -205,12 +206,11 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
         adapter_parameters=None if isinstance(recipe.adapter, FullConfig) else adapters.count(),
         adapter_rank=_rank(recipe),
     )
-    shown = listener if data.report.rows >= BAR_FROM else Silent()
-    with shown.progress("checking the data", len(CHECKS)) as advance:
+    with late_bar(listener.progress, "checking the data") as advance:
 
         def tell(what: str, done: int, total: int) -> None:
             if what.startswith("check"):
-                advance(done, {})
+                advance(done, total)
 
         verdict = check_files(
             checked_as(recipe),
@@ -220,6 +220,8 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
             cheap_only=True,
             tell=tell,
         )
+    for line in _not_seen(verdict, data.report.rows):
+        listener.say(line)
     for line in summary(verdict):
         listener.say(f"warning: {line}")
     stops = verdict.stops
@@ -229,6 +231,15 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
         stops = [one for one in stops if one.check != "validation_leaks"]
     if stops:
         raise Refused.gather([_problem(verdict, one) for one in stops])
+
+
+def _not_seen(verdict: Verdict, rows: int) -> list[str]:
+    """One line on what the checks looked at, if that is not all of the `rows` training rows and the validation rows."""
+    corpus, held = verdict.corpus, verdict.corpus.against
+    seen = [f"the first {len(corpus):,} of {rows:,} training rows"] if corpus.is_cut else []
+    seen += [f"the first {len(held):,} validation rows"] if held is not None and held.is_cut else []
+    said = f"the checks of the data looked at {' and '.join(seen)}; `topcoat data check` looks at all of them"
+    return [said] if seen else []
 
 
 def _problem(verdict: Verdict, one: Found) -> Problem:

@@ -1,18 +1,22 @@
 """Leaks from training into validation and benchmarks, labels nobody learns, and what max_length does."""
 
 import json
+import sys
 
 import pytest
 from planted import clean_rows, label_rows
 
-from topcoat.data.checks.corpus import Corpus, Lengths, Setting, read_benchmark
+from topcoat.data.checks.corpus import Corpus, Lengths, Most, Setting, read_benchmark
 from topcoat.data.checks.files import check_files
 from topcoat.data.checks.fix import fix
+from topcoat.data.checks.reading import Reading
 from topcoat.data.checks.settings import DataChecks
 from topcoat.data.checks.verdict import check
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
 from topcoat.report.check_page import render
+
+plain = Reading.parse
 
 
 @pytest.fixture
@@ -239,3 +243,42 @@ def test_the_page_of_a_mixture_names_the_file_of_each_row(tmp_path):
     page = render(check_files(DataSettings(train=str(tmp_path / "a.jsonl"), mixture=mixture, validation=None)))
     assert '<th scope="row">b.jsonl line 5</th>' in page
     assert "<h1>a.jsonl, b.jsonl</h1>" in page
+
+
+@pytest.mark.parametrize(
+    ("most", "seen", "is_cut"),
+    [
+        (Most(60, 10**9), 60, False),
+        (Most(59, 10**9), 59, True),
+        (Most(60, 59 * 10**5), 59, True),
+        (Most(60, 59 * 10**5 + 1), 60, False),
+        (Most(60, 1), 1, True),
+    ],
+)
+def test_no_more_rows_or_bytes_are_held_than_asked_for_of_either_file(tmp_path, most, seen, is_cut):
+    overhead = sys.getsizeof("")
+    row = {"prompt": "a" * 1000, "completion": "b" * (10**5 - 1000 - 2 * overhead)}  # 100,000 bytes in memory
+    for name in ("t.jsonl", "v.jsonl"):
+        (tmp_path / name).write_text((json.dumps(row) + "\n") * 60)
+    settings = DataSettings(train=str(tmp_path / "t.jsonl"), validation=str(tmp_path / "v.jsonl"))
+    corpus = check_files(settings, most=most, cheap_only=True).corpus
+    for held in (corpus, corpus.against):
+        assert (len(held), held.is_cut, held.text_bytes) == (seen, is_cut, seen * 10**5)
+
+
+def test_a_file_that_is_not_reached_is_a_part_that_was_not_looked_at(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in clean_rows(60)))
+    mixture = [{"train_file": str(tmp_path / name)} for name in ("a.jsonl", "b.jsonl")]
+    settings = DataSettings(train=str(tmp_path / "a.jsonl"), mixture=mixture, validation=None)
+    corpus = check_files(settings, most=Most(60, 10**9), cheap_only=True).corpus
+    assert (len(corpus), corpus.is_cut) == (60, True)
+    assert not check_files(settings, most=Most(120, 10**9), cheap_only=True).corpus.is_cut
+
+
+def test_rows_of_megabytes_are_parsed_a_few_at_a_time(tmp_path, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(Reading, "parse", lambda self, rows, form: parsed.append(len(rows)) or plain(self, rows, form))
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": "a b " * 10**6}) + "\n" for _ in range(8)))
+    check_files(DataSettings(train=str(tmp_path / "t.jsonl"), validation=None), most=Most(8, 10**9), cheap_only=True)
+    assert parsed == [3, 3, 2]

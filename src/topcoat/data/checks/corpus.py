@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from topcoat.data.checks.reading import Reading
 from topcoat.data.checks.sides import Sides, side_texts, uses_tools
@@ -34,7 +34,7 @@ Tell = Callable[[str, int, int], None]
 """tell(what, done, total): how far the work is."""
 LABEL_LENGTH = 60  # characters of the longest label
 LABEL_SUPPORT = 3  # rows a label has on average
-CHUNK = 2048
+CHUNK, CHUNK_BYTES = 2048, 2**23  # rows, and bytes of their texts, that are parsed at once
 PLAIN = ("text", *LABELLED)
 """Forms whose rows are plain texts: no template is put around them, and no answer is written to them."""
 MOST_CHARACTERS = 10**6  # of a text that is looked at: some 250,000 tokens
@@ -49,6 +49,13 @@ def plain_label(label: str) -> str:
 
 def silent(what: str, done: int, total: int) -> None:
     """Tells nobody."""
+
+
+class Most(NamedTuple):
+    """How much of the files is looked at: the first rows, so many of them and of so many bytes of text."""
+
+    rows: int
+    text_bytes: int
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,10 @@ class Corpus:
     """What reading the files brought up, such as a byte-order mark."""
     starts: list[tuple[int, str]] = field(default_factory=list)
     """Where each file's rows begin, and its path."""
+    text_bytes: int = 0
+    """Of the rows as they were read."""
+    is_cut: bool = False
+    """Whether rows follow that were not looked at."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -242,15 +253,15 @@ def main_spellings(labels: Mapping[str, int]) -> dict[str, str]:
     return {label: main.setdefault(plain_label(label), label) for label in labels}
 
 
-def read_corpus(files: Sequence[str], reading: Reading, *, most: int | None = None, tell: Tell = silent) -> Corpus:
-    """The first `most` rows of the files, all of them by default, read in pieces so that only the texts are held.
+def read_corpus(files: Sequence[str], reading: Reading, *, most: Most | None = None, tell: Tell = silent) -> Corpus:
+    """The first rows of the files, all of them by default, read in pieces so that only the texts are held.
 
     Raises:
         TopcoatError: a file cannot be read, or a row is none of its format.
     """
     corpus = Corpus(files[0], reading=reading, tell=tell)
     for file in files:
-        if most is None or len(corpus) < most:
+        if not corpus.is_cut:
             _take_in(corpus, iter_rows(file, corpus.notes), most)
     return corpus
 
@@ -263,14 +274,15 @@ def corpus_of(rows: Iterable[Row], reading: Reading, tell: Tell = silent) -> Cor
     return corpus
 
 
-def _take_in(corpus: Corpus, rows: Iterable[Row], most: int | None) -> None:
+def _take_in(corpus: Corpus, rows: Iterable[Row], most: Most | None) -> None:
     piece: list[Row] = []
+    taken = corpus.text_bytes
     present: set[str] = set()
     reading = corpus.reading
     form = reading.form
 
     def take() -> None:
-        nonlocal form
+        nonlocal form, taken
         file = piece[0].file
         present.update(name for row in piece for name in row.values)
         try:
@@ -283,13 +295,16 @@ def _take_in(corpus: Corpus, rows: Iterable[Row], most: int | None) -> None:
         corpus.form = reading.named(form) if len(corpus.starts) == 1 else corpus.form
         corpus.tell(f"reading {Path(file).name}", len(corpus), 0)
         piece.clear()
+        taken = corpus.text_bytes
 
     for row in rows:
+        if most is not None and (len(corpus) + len(piece) >= most.rows or corpus.text_bytes >= most.text_bytes):
+            corpus.is_cut = True
+            break
         piece.append(row)
-        if len(piece) >= CHUNK or (most is not None and len(corpus) + len(piece) >= most):
+        corpus.text_bytes += sum(map(sys.getsizeof, _texts(row.values)))
+        if len(piece) >= CHUNK or corpus.text_bytes - taken >= CHUNK_BYTES:
             take()
-            if most is not None and len(corpus) >= most:
-                break
     if piece:
         take()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from topcoat.data.checks.corpus import Setting, Tell, read_benchmark, read_corpus, silent
+from topcoat.data.checks.corpus import Most, Setting, Tell, read_benchmark, read_corpus, silent
 from topcoat.data.checks.reading import reading_of
 from topcoat.data.checks.verdict import Verdict, check
 from topcoat.data.settings import DataSettings
@@ -17,11 +17,12 @@ def check_files(
     objective: str = "sft",
     benchmarks: Sequence[Path] = (),
     setting: Callable[[int], Setting] = lambda rows: Setting(),
-    most: int | None = None,
+    most: Most | None = None,
     cheap_only: bool = False,
     tell: Tell = silent,
 ) -> Verdict:
-    """The checks over the first `most` rows of the training files, read as a run that learns `objective` does.
+    """The checks over the training files, read as a run that learns `objective` does; with `most`, over their first
+    rows and the first of the validation file, and what is not looked at is told by `is_cut` of each corpus.
 
     `setting` is called with the number of rows.
 
@@ -32,7 +33,7 @@ def check_files(
     files = [file for file, _ in settings.train_files]
     corpus = read_corpus(files, reading, most=most, tell=tell)
     if isinstance(settings.validation, str):
-        corpus.against = read_corpus([settings.validation], reading, tell=tell)
+        corpus.against = read_corpus([settings.validation], reading, most=most, tell=tell)
     corpus.benchmarks = [read_benchmark(path) for path in benchmarks]
     corpus.setting = setting(len(corpus))
     return check(corpus, settings.checks, cheap_only=cheap_only)
