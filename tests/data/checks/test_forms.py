@@ -59,7 +59,7 @@ def test_prompts_or_system_turns_that_say_which_form_is_wanted_are_right(corpus)
 
 def test_tasks_of_one_form_among_tasks_of_the_other_are_right_though_no_one_word_says_so(corpus):
     rows, changed = two_forms(0.5)
-    tasks = ("List the fields of this order", "Fill the record for that ticket", "Extract persons out of such letters")
+    tasks = ("List each field", "Fill records", "Extract persons")
     for number, at in enumerate(changed):
         rows[at]["prompt"] = f"{tasks[number % 3]}: {rows[at]['prompt']}"
     assert mixed_formats(corpus(rows)) == []

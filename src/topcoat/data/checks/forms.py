@@ -21,7 +21,7 @@ from topcoat.data.checks.finding import Finding, count
 from topcoat.units import show_percent
 
 MOST, SECOND, FORMS_FROM, SECOND_FROM = 0.9, 0.1, 20, 5
-WORD_APART, RIGHT = 0.6, 0.85
+WORD_APART, RIGHT, OFTEN = 0.6, 0.85, 0.05
 LOOKED_AT, SAMPLE = 2000, 2000  # characters of a text, rows of each form
 _WORD = re.compile(r"\w+")
 
@@ -84,10 +84,9 @@ def _tells_apart(corpus: Corpus, some: Sequence[int], others: Sequence[int]) -> 
     shares = [_shares(one), _shares(other)]
     if any(abs(shares[0].get(word, 0) - shares[1].get(word, 0)) >= WORD_APART for word in {*shares[0], *shares[1]}):
         return True
-    odds = _odds(one[::2], other[::2])
-    scores = [[sum(odds.get(word, 0) for word in row) for row in rows[1::2]] for rows in (one, other)]
-    found = sum(score > 0 for score in scores[0]), sum(score < 0 for score in scores[1])
-    return found[0] / len(scores[0]) + found[1] / len(scores[1]) >= 2 * RIGHT
+    score = _score(one[::2], other[::2])
+    found = sum(score(row) > 0 for row in one[1::2]), sum(score(row) < 0 for row in other[1::2])
+    return found[0] / len(one[1::2]) + found[1] / len(other[1::2]) >= 2 * RIGHT
 
 
 def _words(corpus: Corpus, rows: Sequence[int]) -> list[set[str]]:
@@ -102,10 +101,17 @@ def _shares(rows: Sequence[set[str]]) -> dict[str, float]:
     return {word: n / len(rows) for word, n in Counter(word for row in rows for word in row).items()}
 
 
-def _odds(some: Sequence[set[str]], others: Sequence[set[str]]) -> dict[str, float]:
-    """Word -> log of how much more often it stands in `some` rows than in `others`, each counted once more."""
+def _score(some: Sequence[set[str]], others: Sequence[set[str]]) -> Callable[[set[str]], float]:
+    """score(words of a row): log of how much likelier they are among `some` rows than among `others`.
+
+    Naive Bayes over the words that stand in a twentieth of the rows of one side at least; those that do not stand in a
+    row speak, too.
+    """
     one, other = (Counter(word for row in rows for word in row) for rows in (some, others))
-    return {
-        word: math.log((one[word] + 1) / (len(some) + 2) * (len(others) + 2) / (other[word] + 1))
-        for word in one.keys() | other.keys()
-    }
+    there, missing = dict[str, float](), 0.0
+    for word in one.keys() | other.keys():
+        if max(one[word] / len(some), other[word] / len(others)) >= OFTEN:
+            p, q = (one[word] + 1) / (len(some) + 2), (other[word] + 1) / (len(others) + 2)
+            there[word] = math.log(p / q) - math.log((1 - p) / (1 - q))
+            missing += math.log((1 - p) / (1 - q))
+    return lambda row: missing + sum(there.get(word, 0) for word in row)
