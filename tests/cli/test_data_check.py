@@ -7,6 +7,7 @@ import pytest
 from planted import PLANTED, clean_rows, label_rows
 from ruamel.yaml import YAML
 
+from topcoat.cli import waiting
 from topcoat.data.checks.table import CHECKS
 
 
@@ -269,6 +270,16 @@ def test_texts_with_labels_are_checked_and_split_by_their_labels(topcoat, file, 
     done = topcoat("data", "split", path, *arguments, "--out", str(tmp_path / "parts"), "--json")
     assert done.json["by"] == "label"
     assert done.json["strata"]["delivery"]["train"] > done.json["strata"]["delivery"]["test"] > 0
+
+
+@pytest.mark.parametrize("command", ["check", "split"])
+def test_looking_for_labels_is_told_as_it_takes_time(command, topcoat, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "LINE_EVERY_S", 0)
+    rows = [{"text": row["prompt"], "label": row["completion"]} for row in label_rows(2100)]
+    out = ["--out", str(tmp_path / "parts")] if command == "split" else []
+    done = topcoat("data", command, file("t.jsonl", rows), *out)
+    assert done.code == 0
+    assert "reading the labels of t.jsonl 0\nreading the labels of t.jsonl 2,048\n" in done.out
 
 
 def test_a_label_that_is_none_is_said_and_the_texts_are_checked_alone(topcoat, file):

@@ -16,8 +16,9 @@ from topcoat.recipe.load import load_recipe_with_notes, recipe_from_dict
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from topcoat.data.checks.corpus import Setting, Tell
+    from topcoat.data.checks.corpus import Setting
     from topcoat.data.checks.verdict import Verdict
+    from topcoat.data.progress import Tell
     from topcoat.data.settings import DataSettings
     from topcoat.recipe.schema import Recipe
 
@@ -59,8 +60,8 @@ def command(
 
     if fix is not None:
         require_free(fix)
-    settings, objective, setting = _asked(recipe, _is_recipe(what), console)
     with waiting(console) as tell:
+        settings, objective, setting = _asked(recipe, _is_recipe(what), console, tell)
         verdict = check_files(
             settings,
             objective=objective,
@@ -114,7 +115,7 @@ def _recipe(what: Path, overrides: list[str], console: Console) -> Recipe:
 
 
 def _asked(
-    recipe: Recipe, is_recipe: bool, console: Console
+    recipe: Recipe, is_recipe: bool, console: Console, tell: Tell
 ) -> tuple[DataSettings, str, Callable[[int, Tell], Setting]]:
     """The data's settings, what is learned of them, and what is known besides: of a file nothing, of a recipe what its
     model says."""
@@ -130,7 +131,7 @@ def _asked(
     if objective == "sft":
         from topcoat.data.checks.reading import likely_objective
 
-        objective, why_not = likely_objective(settings)
+        objective, why_not = likely_objective(settings, tell)
         if why_not:
             console.print(f"note: {why_not}", markup=False)
     return settings, objective, lambda rows, tell: Setting()

@@ -49,10 +49,10 @@ def command(
     smallest = {"model": {"path": "-"}, "data": {"train": str(file), "validation": None}, "output": "-"}
     recipe = recipe_from_dict(smallest, "the command line", overrides or [], check_files=False)
     settings, objective = recipe.data, str(recipe.train.objective)
-    if objective == "sft":
-        objective, _ = likely_objective(settings)
     shares = {"train": train, "validation": validation, "test": test}
     with waiting(console) as tell:
+        if objective == "sft":
+            objective, _ = likely_objective(settings, tell)
         made = split(settings, shares, objective=objective, by=by.value if by else None, seed=seed, tell=tell)
         with publish_directory(out) as folder:
             files = {}

@@ -13,12 +13,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topcoat.data.lines import describe, names
+from topcoat.data.progress import Tell, silent, told
 from topcoat.data.rows import BadRows, Row, iter_rows
 from topcoat.data.settings import DataSettings
 from topcoat.errors import TopcoatError
@@ -47,7 +49,7 @@ class Labels:
         return len(self.names)
 
 
-def read_labels(settings: DataSettings, objective: str) -> Labels:
+def read_labels(settings: DataSettings, objective: str, tell: Tell = silent) -> Labels:
     """The labels of all rows of the files that `settings` name.
 
     Raises:
@@ -58,16 +60,18 @@ def read_labels(settings: DataSettings, objective: str) -> Labels:
     training = [file for file, _ in settings.train_files]
     held_out = [settings.validation] if isinstance(settings.validation, str) else []
     if objective == "regression":
-        return _numbers(columns, training, held_out)
+        return _numbers(columns, training, held_out, tell)
     if len(columns) != 1:
         what = f"data.label_columns names {len(columns)} columns; classification learns one label of each row"
         raise TopcoatError(what, "data.label_columns", "name one column, or write objective: regression for numbers")
-    return _classes(columns[0], training, held_out, settings.labels)
+    return _classes(columns[0], training, held_out, settings.labels, tell)
 
 
-def _classes(column: str, training: Sequence[str], held_out: Sequence[str], given: list[str] | None) -> Labels:
+def _classes(
+    column: str, training: Sequence[str], held_out: Sequence[str], given: list[str] | None, tell: Tell
+) -> Labels:
     read: Callable[[Any], str] = (lambda value: _name_of(value, given)) if given is not None else _name_of
-    said = {file: _column(file, [column], lambda values: read(values[0])) for file in (*training, *held_out)}
+    said = {file: _column(file, [column], lambda values: read(values[0]), tell) for file in (*training, *held_out)}
     counts = Counter(label for file in training for label in said[file])
     table = tuple(given) if given is not None else tuple(_ordered(counts))
     if given is None:
@@ -158,7 +162,7 @@ def _alike(counts: Counter[str]) -> list[str]:
     return notes
 
 
-def _numbers(columns: list[str], training: Sequence[str], held_out: Sequence[str]) -> Labels:
+def _numbers(columns: list[str], training: Sequence[str], held_out: Sequence[str], tell: Tell) -> Labels:
     width: list[int] = []
 
     def read(values: list[Any]) -> list[float]:
@@ -168,7 +172,7 @@ def _numbers(columns: list[str], training: Sequence[str], held_out: Sequence[str
             raise ValueError(f"has {len(numbers)} numbers; the first row has {width[0]}")
         return numbers
 
-    said = {file: _column(file, columns, read) for file in (*training, *held_out)}
+    said = {file: _column(file, columns, read, tell) for file in (*training, *held_out)}
     values = {file: np.array(found, np.float64) for file, found in said.items()}
     learned = np.concatenate([values[file] for file in training])
     K = learned.shape[1]
@@ -209,12 +213,12 @@ def _number(value: Any) -> float:
     return found
 
 
-def _column(file: str, columns: list[str], read: Callable[[list[Any]], Any]) -> list[Any]:
+def _column(file: str, columns: list[str], read: Callable[[list[Any]], Any], tell: Tell) -> list[Any]:
     """What `read` makes of the values of `columns` in each row; all rows that are wrong are said together."""
     bad, found = BadRows(), []
     present: set[str] = set()
     missing = False
-    for row in iter_rows(file):
+    for row in told(iter_rows(file), f"reading the labels of {Path(file).name}", tell):
         present.update(map(str, row.values))
         try:
             found.append(read([_value(row, name) for name in columns]))

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from topcoat.data.checks.corpus import Corpus, Tell, corpus_of, silent
+from topcoat.data.checks.corpus import Corpus, corpus_of
 from topcoat.data.checks.finding import count
 from topcoat.data.checks.reading import reading_of
 from topcoat.data.near import Groups, near_pairs
+from topcoat.data.progress import Tell, silent, told
 from topcoat.data.rows import Row, iter_rows
 from topcoat.data.settings import DataSettings
 from topcoat.errors import Refused, TopcoatError
@@ -80,8 +81,8 @@ def split(
             "--train",
             "write shares that sum to 1, such as --train 0.8 --validation 0.1 --test 0.1",
         )
-    rows = list(iter_rows(settings.train))
-    corpus = corpus_of(rows, reading_of(settings, objective), tell)
+    rows = list(told(iter_rows(settings.train), f"reading {Path(settings.train).name}", tell))
+    corpus = corpus_of(rows, reading_of(settings, objective, tell), tell)
     strata_of, by = _strata(corpus, by)
     roots = _groups(corpus, tell)
     members: dict[int, list[int]] = defaultdict(list)

@@ -16,7 +16,7 @@ from topcoat.adapters.patterns import chosen
 from topcoat.adapters.settings import FullConfig, LoraConfig, TargetedConfig
 from topcoat.adapters.targets import adaptable_linears
 from topcoat.data.batches import ROUND, StepPlan
-from topcoat.data.checks.corpus import Lengths, Most, Setting, Tell, silent
+from topcoat.data.checks.corpus import Lengths, Most, Setting
 from topcoat.data.checks.files import check_files
 from topcoat.data.checks.leaks import is_memory_test
 from topcoat.data.checks.verdict import Found, Verdict, summary
@@ -25,7 +25,7 @@ from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
 from topcoat.data.overlong import WINDOW, choose_max_length, manner_of, pieces_of
 from topcoat.data.pack import best_fit, group_similar
-from topcoat.data.progress import late_bar
+from topcoat.data.progress import Tell, late_bar, silent
 from topcoat.data.render import Renderer
 from topcoat.data.row_formats import to_conversations
 from topcoat.data.rows import SHOWN, BadRows, Row, iter_rows

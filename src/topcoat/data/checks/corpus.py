@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +25,12 @@ from topcoat.data.formats import unpaired
 from topcoat.data.labels import LABELLED
 from topcoat.data.near import normal
 from topcoat.data.preferences import PreferencePair
+from topcoat.data.progress import Tell, silent
 from topcoat.data.row_formats import ROW_FORMATS, Parsed, recognise_row
 from topcoat.data.rows import Row, iter_rows, place
 from topcoat.errors import Problem, TopcoatError
 
 _JOINTS = re.compile(r"[\s_]+|(?<=[^\W\d])-(?=[^\W\d])")
-Tell = Callable[[str, int, int], None]
-"""tell(what, done, total): how far the work is."""
 LABEL_LENGTH = 60  # characters of the longest label
 LABEL_SUPPORT = 3  # rows a label has on average
 CHUNK, CHUNK_BYTES = 2048, 2**23  # rows, and bytes of their texts, that are parsed at once
@@ -45,10 +44,6 @@ def plain_label(label: str) -> str:
     """Without case, blanks, low lines, hyphens between letters and outer marks: "C++" and "-1" stay what they are."""
     plain = _JOINTS.sub("", unicodedata.normalize("NFKC", label).casefold().strip(" .,;:!?\"'"))
     return plain or label.strip()
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
 
 
 class Most(NamedTuple):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from topcoat.data.checks.corpus import Most, Setting, Tell, read_benchmark, read_corpus, silent
+from topcoat.data.checks.corpus import Most, Setting, read_benchmark, read_corpus
 from topcoat.data.checks.reading import reading_of
 from topcoat.data.checks.verdict import Verdict, check
+from topcoat.data.progress import Tell, silent
 from topcoat.data.settings import DataSettings
 
 
@@ -29,7 +30,7 @@ def check_files(
     Raises:
         TopcoatError: a file cannot be read, or a row is none of its format.
     """
-    reading = reading_of(settings, objective)
+    reading = reading_of(settings, objective, tell)
     files = [file for file, _ in settings.train_files]
     corpus = read_corpus(files, reading, most=most, tell=tell)
     if isinstance(settings.validation, str):

@@ -15,6 +15,7 @@ from topcoat.data.conversation import BadRow
 from topcoat.data.labels import LABELLED, label_text, read_labels
 from topcoat.data.lines import names
 from topcoat.data.plain_rows import require_text
+from topcoat.data.progress import Tell, silent
 from topcoat.data.row_formats import ROW_FORMATS, Kind, Parsed, parse_rows, recognise_row
 from topcoat.data.rows import BadRows, Row, iter_rows
 from topcoat.data.settings import DataSettings
@@ -78,7 +79,7 @@ def _kind(row: Row) -> Kind:
     return "conversation" if name is None else ROW_FORMATS[name].kind
 
 
-def reading_of(settings: DataSettings, objective: str) -> Reading:
+def reading_of(settings: DataSettings, objective: str, tell: Tell = silent) -> Reading:
     """How a run that learns `objective` reads the files of `settings`.
 
     Raises:
@@ -92,9 +93,9 @@ def reading_of(settings: DataSettings, objective: str) -> Reading:
     if objective not in LABELLED:
         return Reading(form, columns, objective)
     if objective == "classification":
-        table = read_labels(_training_only(settings), objective).names
+        table = read_labels(_training_only(settings), objective, tell).names
     else:
-        read_labels(settings, objective)
+        read_labels(settings, objective, tell)
         table = None
     said_in = tuple(settings.columns.get(name, name) for name in settings.label_columns)
     return Reading(form, columns, objective, label_text(settings, objective), table, said_in)
@@ -104,7 +105,7 @@ def _training_only(settings: DataSettings) -> DataSettings:
     return settings.model_copy(update={"validation": None})
 
 
-def likely_objective(settings: DataSettings) -> tuple[str, str]:
+def likely_objective(settings: DataSettings, tell: Tell = silent) -> tuple[str, str]:
     """What a file given without a recipe is for: "classification" where its texts have labels, else "sft".
 
     The second is why rows that seem to have labels are read without them, or nothing.
@@ -122,7 +123,7 @@ def likely_objective(settings: DataSettings) -> tuple[str, str]:
     ):
         return "sft", ""
     try:
-        read_labels(_training_only(settings), "classification")
+        read_labels(_training_only(settings), "classification", tell)
         if isinstance(settings.validation, str):
             held_out = Reading(label=label_text(settings, "classification"), label_columns=(column,))
             held_out.said_of(iter_rows(settings.validation))
