@@ -1,6 +1,7 @@
 """What is left of a trained model once its linears are integers: merged exactly, or merged and rounded again.
 
-exact      a QA-LoRA in its own integers, the lowest values rounded to fp16 as a Q4_1 file holds them
+exact      a QA-LoRA in its own integers, the lowest values rounded to fp16 as a Q4_1 file holds them; float32
+unmerged   a QA-LoRA as it was trained, base plus update, in float32: what `exact` is compared with
 nearest    base + adapter merged to bf16, then rounded to integers
 gptq       the same with GPTQ's rounding on the training rows, through a checkpoint as `topcoat merge` writes it
 """
@@ -8,7 +9,7 @@ gptq       the same with GPTQ's rounding on the training rows, through a checkpo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,21 @@ def rounded_losses(
         if to["how"] == "gptq":
             found[to["name"]] = gptq[to["name"]]
             continue
+        dtype = base.compute_dtype if to["how"] == "nearest" else torch.float32  # bf16 rounds more than a merge costs
+        base.model.to(dtype)
         for path, layer in layers.items():
-            _put(base, path, dense(_exact(layer) if to["how"] == "exact" else _nearest(layer, to["bits"]), layer))
+            _put(base, path, dense(WAYS[to["how"]](layer, to), layer, dtype))
         found[to["name"]] = row_losses(base, adapters, data)
     return found
 
 
-def dense(weight: Tensor, layer: Adapter) -> FrozenLinear:
-    """A frozen linear that computes with `weight` (O, I), in the compute dtype."""
-    dtype = layer.base.compute_dtype
+def dense(weight: Tensor, layer: Adapter, dtype: torch.dtype) -> FrozenLinear:
+    """A frozen linear that computes with `weight` (O, I), in `dtype`."""
     state = QuantizedWeight(NAMES[dtype], tuple(weight.shape), {"weight": weight.to(dtype)})  # type: ignore[arg-type]
     return FrozenLinear(state, make_format(DenseConfig(format=NAMES[dtype])), layer.base.bias, dtype)
 
 
-def _exact(layer: Adapter) -> Tensor:
+def _exact(layer: Adapter, to: Mapping[str, Any]) -> Tensor:
     """The integers of a QA-LoRA with its update in their lowest values, as a file would hold them."""
     found = merged_integers(layer)
     assert found is not None
@@ -68,10 +70,23 @@ def _exact(layer: Adapter) -> Tensor:
 
 
 @torch.no_grad()
-def _nearest(layer: Adapter, bits: int) -> Tensor:
+def _nearest(layer: Adapter, to: Mapping[str, Any]) -> Tensor:
     """Merged to bf16, then the nearest integers."""
-    format = make_format(IntConfig.model_validate({"format": f"int{bits}", "group_size": 32}))
+    format = make_format(IntConfig.model_validate({"format": f"int{to['bits']}", "group_size": 32}))
     return format.dequantize(format.quantize(layer.merged_weight().bfloat16()), torch.float32)
+
+
+@torch.no_grad()
+def _unmerged(layer: Adapter, to: Mapping[str, Any]) -> Tensor:
+    """Base and update added up in float32."""
+    return layer.merged_weight().float()
+
+
+WAYS: dict[str, Callable[[Adapter, Mapping[str, Any]], Tensor]] = {
+    "exact": _exact,
+    "unmerged": _unmerged,
+    "nearest": _nearest,
+}
 
 
 def _put(base: Base, path: str, module: FrozenLinear) -> None:

@@ -65,3 +65,4 @@ def test_the_default_rate_falls_with_size_and_goes_by_the_method(parameters, rat
     assert default_learning_rate("full", int(parameters)) == pytest.approx(rate / 10)
     for method in (*PROMPTS, "vera", "ia3"):
         assert default_learning_rate(method, int(parameters)) == pytest.approx(10 * rate)
+    assert default_learning_rate("qalora", int(parameters)) == pytest.approx(16 * rate)

@@ -9,13 +9,16 @@ from topcoat.training.schedule import FAST, default_learning_rate
 from topcoat.units import show_count
 
 LOW_RANK = LoraConfig | AdaloraConfig | MissConfig
-"""Methods that take LoRA's rates."""
+
+
+def _takes_lora_rates(recipe: Recipe) -> bool:
+    return isinstance(recipe.adapter, LOW_RANK) and recipe.adapter.method not in FAST
 
 
 def lora_rate(recipe: Recipe, facts: Facts) -> str | None:
     """LoRA takes 1e-5 to 5e-3."""
     rate = recipe.train.learning_rate
-    if isinstance(rate, str) or not isinstance(recipe.adapter, LOW_RANK) or 1e-5 <= rate <= 5e-3:
+    if isinstance(rate, str) or not _takes_lora_rates(recipe) or 1e-5 <= rate <= 5e-3:
         return None
     name = "LoRA" if isinstance(recipe.adapter, LoraConfig) else recipe.adapter.method
     return f"train.learning_rate is {rate:g}: {name} usually takes 1e-5 to 5e-3; auto goes by the model's size"
@@ -30,7 +33,7 @@ def full_rate(recipe: Recipe, facts: Facts) -> str | None:
 
 
 def other_rate(recipe: Recipe, facts: Facts) -> str | None:
-    """VeRA, IA3 and prompt methods want about ten times LoRA's rate, 1e-3 to 1e-1."""
+    """VeRA, IA3, QA-LoRA and prompt methods want about ten times LoRA's rate, 1e-3 to 1e-1."""
     rate, method = recipe.train.learning_rate, recipe.adapter.method
     if method not in FAST or isinstance(rate, str) or 1e-3 <= rate <= 1e-1:
         return None
@@ -42,7 +45,7 @@ def other_rate(recipe: Recipe, facts: Facts) -> str | None:
 def rate_by_size(recipe: Recipe, facts: Facts) -> str | None:
     """A LoRA rate far from the usual one of the model's size is worth a second look."""
     rate = recipe.train.learning_rate
-    if isinstance(rate, str) or not isinstance(recipe.adapter, LOW_RANK) or not facts.parameters:
+    if isinstance(rate, str) or not _takes_lora_rates(recipe) or not facts.parameters:
         return None
     usual = default_learning_rate("lora", facts.parameters)
     if usual / 10 <= rate <= usual * 5:
