@@ -38,6 +38,7 @@ from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.trained import trained_sizes
 from topcoat.quant.dense import DTYPES
 from topcoat.recipe.schema import Recipe
+from topcoat.runs.guiding import without_silenced
 from topcoat.runs.listener import Advance, Listener
 from topcoat.runs.showing import Opened, load_for, open_tokenizer, read_as
 
@@ -201,11 +202,12 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
     Raises:
         Refused: a check has found something, and its policy is stop.
     """
-    setting = Setting(
+    sizes = Setting(
         target_tokens=data.report.target_tokens,
         adapter_parameters=None if isinstance(recipe.adapter, FullConfig) else adapters.count(),
         adapter_rank=_rank(recipe),
     )
+    setting = without_silenced(recipe, sizes)
     with late_bar(listener.progress, "checking the data") as advance:
 
         def tell(what: str, done: int, total: int) -> None:
@@ -225,9 +227,8 @@ def check_before_training(recipe: Recipe, data: Dataset, adapters: Adapters, lis
     for line in summary(verdict):
         listener.say(f"warning: {line}")
     stops = verdict.stops
-    if recipe.data.checks.validation_leaks == "auto" and is_memory_test(
-        verdict.corpus
-    ):  # the scores are of that, and the warning says so
+    # of a test of memory the scores are of that, and the warning says so
+    if recipe.data.checks.validation_leaks == "auto" and is_memory_test(verdict.corpus):
         stops = [one for one in stops if one.check != "validation_leaks"]
     if stops:
         raise Refused.gather([_problem(verdict, one) for one in stops])
