@@ -63,7 +63,8 @@ def _of_time(results: dict[str, Any]) -> str:
     errors = "off by {median_time_error:.0%} in the median, by {worst_time_error:.0%} at worst".format(**results)
     return (
         f"\nThe time of a step, where nothing else on the machine disturbed it ({quiet} rows): the middle of the "
-        f"planned span is {errors}.\n"
+        f"planned span is {errors}. The factors behind it were fitted to these very rows; `python -m bench.plan.fit` "
+        "says how far each is off by the factors of all the others.\n"
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from bench.plan import run
+from bench.plan.fit import fitted
 from bench.plan.models import MODELS, _pairs
 from bench.plan.page import page, plot
 from bench.plan.points import COARSE, GRID, Point
@@ -86,3 +88,10 @@ def test_merges_are_of_two_tokens_each():
     tokens = [f"t{n}" for n in range(500)]
     first = next(iter(_pairs(tokens)))
     assert first == ("t499", "t300")
+
+
+def test_the_fit_finds_factors_that_are_there_and_none_below_zero():
+    draw = np.random.default_rng(0)
+    floors, factors = draw.uniform(0.1, 1, (40, 4)), np.array([1.5, 0.0, 4.0, 0.3])
+    np.testing.assert_allclose(fitted(floors, floors @ factors), factors, atol=1e-3)
+    assert fitted(floors, -floors[:, 0]).tolist() == [0, 0, 0, 0]

@@ -7,7 +7,7 @@ fitted to the steps of bench/plan on two cores with AMX, by least squares of rel
 of the hand-written blocks in bf16 (SmolLM2-135M to shapes of 1.7B, 128 to 8,192 tokens, every policy and format), few
 to the 2 in float32 and the 6 of transformers' layers. Wide blocks come near their floor, thin ones do not: a processor
 throttles under long products, weights are laid out for tiles once a pass, and vectors wait for memory.
-docs/plan-accuracy.md has every point.
+docs/plan-accuracy.md has every point; `bench/plan/fit.py` fits the first of these anew.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def speed_of(request: Request, counts: Counts, policies: tuple[Policy, ...], rec
         seconds, tokens = request.micro_step
         bounds = (total / tokens * seconds + optimizer / device.bandwidth,) * 2
     elif device.kind == "cpu":
-        bounds = cpu_seconds(_parts(request, counts, policies, recomputed), e, blocks=counts.blocks is not None)
+        bounds = cpu_seconds(parts_of(request, counts, policies, recomputed), e, blocks=counts.blocks is not None)
     else:
         arithmetic, memory = flops_step / device.flops(e), moved_step / device.bandwidth
         calls = micros * a.layers * CALLS[counts.blocks is not None] * device.call_seconds
@@ -110,8 +110,8 @@ def speed_of(request: Request, counts: Counts, policies: tuple[Policy, ...], rec
     )
 
 
-def _parts(request: Request, counts: Counts, policies: tuple[Policy, ...], recomputed: bool) -> Parts:
-    """The floors of a step on a CPU."""
+def parts_of(request: Request, counts: Counts, policies: tuple[Policy, ...], recomputed: bool) -> Parts:
+    """The floors of an optimizer step on a CPU."""
     a, e, device = request.architecture, request.element_bytes, request.device
     positions = request.step_tokens * request.positions_a_token
     micros = max(1, math.ceil(positions / request.tokens))
