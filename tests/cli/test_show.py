@@ -54,6 +54,12 @@ def test_scores_that_were_not_measured_are_a_dash():
     assert scores_line("after", Scores(math.exp(1), 0.25)) == "after: exact match 25.0 %, perplexity 2.718"
 
 
+def test_without_held_out_rows_it_is_said_instead_of_a_table():
+    nothing = Scores(None, None)
+    said = printed(score_table(replace(result(Path("run")), base=nothing, tuned=nothing)))
+    assert said.strip() == "no scores: no rows are held out (data.validation: 0.1 holds out a tenth)"
+
+
 @pytest.mark.parametrize("text", ["[bold]x[/bold]", "[/]", "a\nb", ""])
 def test_answers_are_printed_as_they_are(tmp_path, text):
     sample = {"prompt": "p", "reference": text, "base": text, "adapter": text}

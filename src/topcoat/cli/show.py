@@ -14,8 +14,9 @@ from topcoat.runs.run import Result
 from topcoat.runs.scoring import Scores
 
 
-def score_table(result: Result) -> Table:
-    """Base against adapter; of labels and numbers, which a base has no head for, the best constant answer."""
+def score_table(result: Result) -> RenderableType:
+    """Base against adapter; of labels and numbers, which a base has no head for, the best constant answer. One line
+    where nothing was held out."""
     table = Table(title="scores on the held-out rows", title_justify="left")
     table.add_column("")
     table.add_column("constant" if result.tuned.figures else "base", justify="right")
@@ -24,7 +25,9 @@ def score_table(result: Result) -> Table:
         before, after = (scores.value(name) for scores in (result.base, result.tuned))
         if before is not None or after is not None:
             table.add_row(name.replace("_", " "), show(before), f"[green]{show(after)}[/]")
-    return table
+    return (
+        table if table.row_count else Text("no scores: no rows are held out (data.validation: 0.1 holds out a tenth)")
+    )
 
 
 def comparison(folder: Path, most: int) -> RenderableType:
