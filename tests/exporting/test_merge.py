@@ -25,7 +25,9 @@ from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting import merge
 from topcoat.exporting.merge import merge_model, write_model
 from topcoat.exporting.merged import merged_tensors, output_dtype
+from topcoat.exporting.proof import TOLERANCES
 from topcoat.model.tiny import save_tiny
+from topcoat.quant.dense import DTYPES
 
 
 def quiet(text: str) -> None:
@@ -86,6 +88,28 @@ def test_a_start_that_takes_part_of_the_weight_merges_into_the_base_as_it_was(
     expected = logits(base.model)
     assert merge_model(base, adapters, tmp_path / "merged", prompts, quiet).relative_error < 1e-5
     assert off(logits(by_transformers(tmp_path / "merged")), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("coarse", "wanted"), [(["bf16"], "float16"), (["bf16", "fp16"], "float32")])
+def test_what_bf16_would_lose_is_written_in_the_next_finer_dtype(
+    trained, logits, prompts, tmp_path, monkeypatch, coarse, wanted
+):
+    base, adapters = trained("llama", "none", torch.bfloat16)
+    expected, said = logits(base.model), []
+    for name in coarse:  # as if rounding showed where it does not: no update of a tiny model is small enough
+        monkeypatch.setitem(TOLERANCES, DTYPES[name], 1e-9)
+    proof = merge_model(base, adapters, tmp_path / "merged", prompts, said.append)
+    assert proof.holds
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == wanted
+    assert [text.split(":")[0] for text in said if "coarse" in text] == [
+        f"{name} is too coarse for what was trained" for name in coarse
+    ]
+    model = by_transformers(tmp_path / "merged")
+    assert off(logits(model), expected) < 2e-3
+    for path, layer in adapters.layers.items():
+        held = layer.merged_weight().to(getattr(torch, wanted)).float()
+        assert torch.equal(model.get_submodule(path).weight, held)
+    assert sorted(file.name for file in tmp_path.iterdir() if "merged" in file.name) == ["merged"]
 
 
 @pytest.mark.parametrize("format", ["none", "nf4"])

@@ -63,7 +63,9 @@ def test_a_broken_proof_is_refused_with_its_figures():
     text = str(caught.value)
     assert "the merged model in out does not compute what it should: its logits are off by 2.00e-02" in text
     assert "(at most 1e-02 is rounding), top-1 agreement 100.0%" in text
-    assert "nothing was published" in text
+    assert "nothing was published; run again with --debug" in text
+    with pytest.raises(Refused, match="nothing was published; name another type"):
+        proof.require("the GGUF", "name another type")
 
 
 def test_float32_is_held_to_a_hundredth_of_what_bf16_may_lose():

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from topcoat.adapters.attach import Adapters
@@ -27,6 +28,13 @@ from topcoat.model.settings import ModelSettings
 from topcoat.quant.dense import NAMES
 from topcoat.quant.settings import DenseConfig, StoredConfig
 
+FINER: dict[torch.dtype, tuple[torch.dtype, ...]] = {
+    torch.bfloat16: (torch.float16, torch.float32),
+    torch.float16: (torch.float32,),
+    torch.float32: (),
+}
+"""Dtypes that hold smaller changes of a weight, the smallest first."""
+
 
 def merge_model(
     base: Base, adapters: Adapters, out: Path, prompts: Sequence[Sequence[int]], say: Callable[[str], None]
@@ -40,17 +48,49 @@ def merge_model(
     adapters.require_weights("merged model")
     if not prompts:
         raise TopcoatError("there are no prompts to prove the merge on", fix="give at least one, as token ids")
-    dtype, kept = output_dtype(base), keeps_integers(base, adapters)
     base.model.eval()
+    return publish_model(base, adapters, out, prompts, f"the merged model in {out}", say, "merge_proof.json")
+
+
+def publish_model(
+    base: Base,
+    adapters: Adapters,
+    out: Path,
+    prompts: Sequence[Sequence[int]],
+    name: str,
+    say: Callable[[str], None],
+    proof_file: str | None = None,
+) -> Proof:
+    """Write base + adapter to `out` and prove it on `prompts`, in the checkpoint's dtype or else in a finer one.
+
+    An update that is small beside its weights is lost in bf16 in part: it falls between two numbers, and the nearer one
+    is the old weight. Where that shows in the logits, float16 is tried, then float32. Raises Refused, naming `name`,
+    with nothing left behind, when no dtype holds what was trained.
+    """
     expected = outputs_of(base, prompts)
-    with publish_directory(out) as temporary:
-        say("writing the integers as they were trained" if kept else f"writing {NAMES[dtype]} weights")
-        write_model(base, adapters, temporary)
-        say(f"proving it on {len(prompts)} held-out prompts")
-        proof = prove(temporary, expected, base, prompts, StoredConfig() if kept else None)
-        proof.require(f"the merged model in {out}")
-        write_file(temporary / "merge_proof.json", json.dumps(proof.as_json(), indent=2) + "\n")
-    return proof
+    kept = keeps_integers(base, adapters)
+    own = dtype_beside(base) if kept else output_dtype(base)
+    for dtype in (own, *(() if kept else FINER[own])):
+        is_last = kept or not FINER[dtype]
+        try:
+            with publish_directory(out) as temporary:
+                say("writing the integers as they were trained" if kept else f"writing {NAMES[dtype]} weights")
+                write_model(base, adapters, temporary, dtype)
+                say(f"proving it on {len(prompts)} held-out prompts")
+                proof = prove(temporary, expected, base, prompts, dtype, StoredConfig() if kept else None)
+                if not proof.holds and not is_last:
+                    raise _TooCoarse
+                proof.require(name)
+                if proof_file is not None:
+                    write_file(temporary / proof_file, json.dumps(proof.as_json(), indent=2) + "\n")
+            return proof
+        except _TooCoarse:
+            say(f"{NAMES[dtype]} is too coarse for what was trained: the logits are off by {proof.relative_error:.1e}")
+    raise AssertionError("the last dtype is proved or refused")
+
+
+class _TooCoarse(Exception):
+    """The dtype does not hold what was trained, and a finer one may."""
 
 
 def outputs_of(base: Base, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -63,10 +103,11 @@ def prove(
     expected: Sequence[Tensor],
     base: Base,
     prompts: Sequence[Sequence[int]],
+    dtype: torch.dtype,
     stored: StoredConfig | None = None,
 ) -> Proof:
-    """Load the model in `folder` from disk and compare its logits with the `expected` ones, computed by `base`."""
-    dtype = dtype_beside(base) if stored else output_dtype(base)
+    """Load the model in `folder`, whose floats are `dtype`, from disk and compare its logits with the `expected` ones,
+    computed by `base`."""
     if base.head is not None:
         return prove_labels(folder, expected, prompts, dtype)
     settings = ModelSettings(
@@ -79,10 +120,13 @@ def prove(
     return compare(expected, logits_of(load_model(settings).model, prompts), dtype)
 
 
-def write_model(base: Base, adapters: Adapters, folder: Path) -> None:
-    """Weights, config, tokenizer, template and licence of base + adapter, into the existing `folder`."""
+def write_model(base: Base, adapters: Adapters, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Weights, config, tokenizer, template and licence of base + adapter, into the existing `folder`.
+
+    Without `dtype` floats are written as most of the checkpoint is.
+    """
     kept = keeps_integers(base, adapters)
-    dtype = dtype_beside(base) if kept else output_dtype(base)
+    dtype = dtype or (dtype_beside(base) if kept else output_dtype(base))
     write_shards((integer_tensors if kept else merged_tensors)(base, adapters, dtype), folder)
     config = base.source.config.to_dict()
     config.pop("quantization_config", None)

@@ -46,13 +46,13 @@ class Proof:
         """All figures and the verdict."""
         return {**asdict(self), "verified": self.holds}
 
-    def require(self, what: str) -> None:
+    def require(self, what: str, way_out: str = "run again with --debug and report it, this is a defect") -> None:
         """Raises Refused when the proof does not hold."""
         if not self.holds:
             raise Refused(
                 f"{what} does not compute what it should: its logits are off by {self.relative_error:.2e} "
                 f"(at most {self.tolerance:.0e} is rounding), top-1 agreement {self.top1_agreement:.1%}",
-                fix="nothing was published; run again with --debug and report it, this is a defect",
+                fix=f"nothing was published; {way_out}",
             )
 
 

@@ -5,6 +5,7 @@ The adapter is safe on disk before anything that is only nice to have is tried (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from topcoat.adapters.attach import Adapters
@@ -13,7 +14,7 @@ from topcoat.adapters.settings import FullConfig
 from topcoat.data.render import Renderer
 from topcoat.exporting.companions import write_companions
 from topcoat.exporting.labels import write_head_config
-from topcoat.exporting.merge import outputs_of, prove, write_model
+from topcoat.exporting.merge import publish_model
 from topcoat.files import discard, publish_directory, write_file
 from topcoat.model.load import Base
 from topcoat.report.card import model_card
@@ -44,7 +45,7 @@ def keep_best(session: Session, progress: Progress, listener: Listener) -> None:
 def finish(session: Session, before: Scores, progress: Progress, listener: Listener) -> Scores:
     """Save what was trained, score it, and write the files people read. Returns the adapter's scores."""
     folder, recipe, base = session.folder, session.recipe, session.base
-    final = session.patiently(lambda: save_trained(folder, base, session.adapters))
+    final = session.patiently(lambda: save_trained(folder, base, session.adapters, listener.say))
     listener.say(f"saved {final}")
     tuned = session.scorer.scores(listener, "asking the adapter")
     questions = session.scorer.questions
@@ -84,7 +85,7 @@ def finish(session: Session, before: Scores, progress: Progress, listener: Liste
     return tuned
 
 
-def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
+def save_trained(folder: RunFolder, base: Base, adapters: Adapters, say: Callable[[str], None]) -> Path:
     """The adapter as a PEFT directory, or the whole model after full fine-tuning; replaces one of an earlier try."""
     final = folder.trained(adapters.config)
     prompts = read_json(folder.probe)["prompts"]
@@ -93,12 +94,10 @@ def save_trained(folder: RunFolder, base: Base, adapters: Adapters) -> Path:
         if aside.exists():
             discard(aside)
         final.rename(aside)
-    with publish_directory(final) as temporary:
-        if isinstance(adapters.config, FullConfig):
-            write_model(base, adapters, temporary)
-            expected = outputs_of(base, prompts)  # of the float32 masters
-            prove(temporary, expected, base, prompts).require(f"the model in {final}")
-        else:
+    if isinstance(adapters.config, FullConfig):
+        publish_model(base, adapters, final, prompts, f"the model in {final}", say)  # against the float32 masters
+    else:
+        with publish_directory(final) as temporary:
             save_adapter(adapters, temporary, base.settings.path, base.identity.model_dump())
             if base.head is not None:
                 write_head_config(base, temporary)
