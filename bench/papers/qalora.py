@@ -145,5 +145,5 @@ EXPERIMENT = Experiment(
     paper=Table(["method", "4 bits", "3 bits", "2 bits"], PAPER_ROWS),
     paper_chart=Chart("QA-LoRA, Table 1: MMLU after Alpaca (higher is better)", bars=PAPER_BARS),
     run=run,
-    minutes=15,
+    minutes=30,
 )
