@@ -19,10 +19,50 @@ VOID = {"meta", "br", "path", "use"}
 STEPS = 100
 
 
-def fill(folder: Path) -> Path:
-    """A run folder with every file a finished run leaves."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text("model:\n  path: ./SmolLM2-135M.gguf\nseed: 42\n", encoding="utf-8")
+PROMPT = "hi, where is my blue kettle? order 48213. no rush"
+REFERENCE = '{"intent":"delivery_late","product":"kettle","urgency":"low","order":"48213"}'
+WRONG = "I'm sorry to hear that. <script>alert(1)</script> Could you give me your order number?"
+RESULTS = {
+    "rows": 120,
+    "base": {"perplexity": 21.31, "exact_match": 0.0},
+    "adapter": {"perplexity": 1.0431, "exact_match": 113 / 120},
+    "train_seconds": 260.0,
+    "merge": {"path": "merged", "largest_logit_difference": 0.0312, "prompts_replayed": 8, "same_answers": True},
+    "samples": [
+        {"prompt": PROMPT, "reference": REFERENCE, "base": WRONG, "adapter": REFERENCE},
+        {
+            "prompt": "THE CAMPING TENT I PAID FOR HAS NOT BEEN DELIVERED YET.",
+            "reference": REFERENCE.replace("kettle", "tent"),
+            "base": "",
+            "adapter": REFERENCE.replace("kettle", "tent").replace("low", "high"),
+        },
+    ],
+    "data": {"format": "messages", "train_examples": 1600, "validation_examples": 480, "share_trained": 0.317},
+}
+BILL = {
+    "base weights (nf4)": 61_200_000,
+    "embedding and norms": 56_700_000,
+    "adapter": 19_537_920,
+    "gradients": 19_537_920,
+    "optimizer states": 39_075_840,
+    "activations": 402_000_000,
+    "loss": 25_100_000,
+}
+NOTES = {"activations": "2,048 tokens at once", "optimizer states": "AdamW, two moments in fp32"}
+PLAN = {
+    "lines": [{"name": k, "bytes": v, "note": NOTES.get(k)} for k, v in BILL.items()],
+    "peak_bytes": sum(BILL.values()),
+    "measured_peak_bytes": 641_000_000,
+}
+RECEIPT = {
+    "run_id": "3f0c5d",
+    "base": {"sha256": "9d" * 32, "architecture": "LlamaForCausalLM"},
+    "versions": {"topcoat": "0.1.0", "torch": "2.13.0"},
+}
+
+
+def metrics():
+    """The lines of a run of STEPS steps."""
     rng = random.Random(0)
     lines = [{"step": 0, "validation_loss": 3.05}]
     for step in range(1, STEPS + 1):
@@ -42,55 +82,21 @@ def fill(folder: Path) -> Path:
         )
         if step % 25 == 0:
             lines.append({"step": step, "validation_loss": 2.9 * math.exp(-step / 7) + 0.09})
-    write_lines(folder / "metrics.jsonl", lines)
-    prompt = "hi, where is my blue kettle? order 48213. no rush"
-    reference = '{"intent":"delivery_late","product":"kettle","urgency":"low","order":"48213"}'
-    wrong = "I'm sorry to hear that. <script>alert(1)</script> Could you give me your order number?"
-    answers = {0: wrong, 25: reference.replace("low", "normal"), 50: reference, 100: reference}
+    return lines
+
+
+def fill(folder: Path) -> Path:
+    """A run folder with every file a finished run leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text("model:\n  path: ./SmolLM2-135M.gguf\nseed: 42\n", encoding="utf-8")
+    write_lines(folder / "metrics.jsonl", metrics())
+    answers = {0: WRONG, 25: REFERENCE.replace("low", "normal"), 50: REFERENCE, 100: REFERENCE}
     write_lines(
         folder / "samples.jsonl",
-        [{"step": s, "prompt": prompt, "reference": reference, "answer": a} for s, a in answers.items()],
+        [{"step": s, "prompt": PROMPT, "reference": REFERENCE, "answer": a} for s, a in answers.items()],
     )
-    results = {
-        "rows": 120,
-        "base": {"perplexity": 21.31, "exact_match": 0.0},
-        "adapter": {"perplexity": 1.0431, "exact_match": 113 / 120},
-        "train_seconds": 260.0,
-        "merge": {"path": "merged", "largest_logit_difference": 0.0312, "prompts_replayed": 8, "same_answers": True},
-        "samples": [
-            {"prompt": prompt, "reference": reference, "base": wrong, "adapter": reference},
-            {
-                "prompt": "THE CAMPING TENT I PAID FOR HAS NOT BEEN DELIVERED YET.",
-                "reference": reference.replace("kettle", "tent"),
-                "base": "",
-                "adapter": reference.replace("kettle", "tent").replace("low", "high"),
-            },
-        ],
-        "data": {"format": "messages", "train_examples": 1600, "validation_examples": 480, "share_trained": 0.317},
-    }
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    bill = {
-        "base weights (nf4)": 61_200_000,
-        "embedding and norms": 56_700_000,
-        "adapter": 19_537_920,
-        "gradients": 19_537_920,
-        "optimizer states": 39_075_840,
-        "activations": 402_000_000,
-        "loss": 25_100_000,
-    }
-    notes = {"activations": "2,048 tokens at once", "optimizer states": "AdamW, two moments in fp32"}
-    plan = {
-        "lines": [{"name": k, "bytes": v, "note": notes.get(k)} for k, v in bill.items()],
-        "peak_bytes": sum(bill.values()),
-        "measured_peak_bytes": 641_000_000,
-    }
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    receipt = {
-        "run_id": "3f0c5d",
-        "base": {"sha256": "9d" * 32, "architecture": "LlamaForCausalLM"},
-        "versions": {"topcoat": "0.1.0", "torch": "2.13.0"},
-    }
-    (folder / "receipt.json").write_text(json.dumps(receipt), encoding="utf-8")
+    for name, values in (("results", RESULTS), ("plan", PLAN), ("receipt", RECEIPT)):
+        (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
     return folder
 
 

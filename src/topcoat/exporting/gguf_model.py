@@ -24,7 +24,7 @@ from topcoat.errors import Refused, TopcoatError
 from topcoat.exporting.gguf_file import write_gguf
 from topcoat.exporting.gguf_plan import GgufPlan
 from topcoat.exporting.gguf_vocabulary import require_same_tokens
-from topcoat.exporting.proof import Proof, compare, logits_of
+from topcoat.exporting.proof import DEFECT, Proof, compare, logits_of
 from topcoat.files import publish_directory, write_file
 from topcoat.model.gguf_source import GgufSource
 from topcoat.model.load import Base, load_model
@@ -35,6 +35,8 @@ FILE, PROOF = "model.gguf", "gguf_proof.json"
 TOLERANCES = {"F32": 1e-4, "F16": 1e-2, "BF16": 3e-2, "Q8_0": 0.1, "Q5_1": 0.3, "Q5_0": 0.3, "Q4_1": 0.5, "Q4_0": 0.5}
 """Largest |a - b| / |b| over the logits. 16 bits: as for a merge. Below, what the type's own rounding does to weights
 that were not trained in it; more than this is no rounding."""
+TOO_COARSE = {"BF16": "BF16 may lose a small update between two of its numbers: --type f16 or f32 holds it"}
+"""Type -> the way out where its proof fails; `exporting/merge.py` has the reason."""
 EXACT = 2e-2
 """The same for Q4_1 made of the integers that were trained on."""
 
@@ -89,9 +91,7 @@ def export_gguf(
         texts = require_same_tokens(base.tokenizer, source.header, prompts)
         say(f"proving it on {len(prompts)} held-out prompts")
         proof = _prove(path, plan, expected, prompts)
-        if plan.kind == "BF16":  # what falls between two of its numbers is lost: see exporting/merge.py
-            proof.require(f"the GGUF in {out}", "BF16 is too coarse for a small update: --type f16 or f32 holds it")
-        proof.require(f"the GGUF in {out}")
+        proof.require(f"the GGUF in {out}", TOO_COARSE.get(plan.kind, DEFECT))
         done = GgufExport(out / FILE, plan.kind, plan.exact, len(plan.slots), texts, path.stat().st_size, proof)
         write_file(folder / PROOF, json.dumps(done.as_json(), indent=2) + "\n")
         for file in base.source.license.files:

@@ -22,6 +22,10 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 order, 1e-2 is bf16 rounding (2^-9 a weight) seen through all layers."""
 
 
+DEFECT = "run again with --debug and report it, this is a defect"
+"""The way out of a proof that nothing explains."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """What was compared and what came out."""
@@ -46,7 +50,7 @@ class Proof:
         """All figures and the verdict."""
         return {**asdict(self), "verified": self.holds}
 
-    def require(self, what: str, way_out: str = "run again with --debug and report it, this is a defect") -> None:
+    def require(self, what: str, way_out: str = DEFECT) -> None:
         """Raises Refused when the proof does not hold."""
         if not self.holds:
             raise Refused(

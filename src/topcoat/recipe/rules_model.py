@@ -64,7 +64,9 @@ def small_in_4bit(recipe: Recipe, facts: Facts) -> str | None:
     if quantization is None or stored is None or not facts.parameters or facts.parameters >= SMALL:
         return None
     said = f"model.quantization.format {stored} on {show_count(facts.parameters)} parameters"
-    if isinstance(quantization, StoredConfig) or getattr(quantization, "type", "") == "stored":
+    if isinstance(quantization, StoredConfig) or (
+        isinstance(quantization, GgufConfig) and quantization.type == "stored"
+    ):
         return f"{said} costs more quality than on a large model; load what it was made from, dense or in int8"
     saved = show_bytes((16 - _bits(quantization, facts)) / 8 * facts.parameters)
     return f"{said} saves at most {saved} and costs more quality than on a large model; int8, or null for dense weights"

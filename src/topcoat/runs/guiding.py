@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from topcoat.data.load import Dataset
     from topcoat.model.load import Base
 
-SAID_BY_CHECKS = ("capacity",)
-"""Rules that the checks of a run's data have as well, by the same name and with a policy of their own in data.checks:
-the check says what both know, unless it is off."""
+CAPACITY = "capacity"
+"""The rule that the checks of a run's data have as well, with a policy of its own in data.checks: the check says what
+both know, unless it is off."""
 
 
 def facts_of_plan(made: Estimate) -> Facts:
@@ -64,9 +64,8 @@ def tell(recipe: Recipe, facts: Facts, listener: Listener) -> None:
     """Say what the rules have to say now that `facts` are known; what the recipe alone tells was said with it."""
     from rich.text import Text
 
-    checks = recipe.data.checks
     for guide in learned_since(recipe, facts):
-        if guide.rule.id not in SAID_BY_CHECKS or getattr(checks, guide.rule.id) == "off":
+        if guide.rule.id != CAPACITY or recipe.data.checks.capacity == "off":
             listener.show(Text(str(guide), style="yellow" if guide.rule.severity == "warning" else "dim"))
 
 
@@ -75,7 +74,7 @@ def without_silenced(recipe: Recipe, setting: Setting) -> Setting:
 
     A check whose policy is stop was asked for by name and stays; so does what the check says of too few tokens.
     """
-    silent = "capacity" in recipe.guidance.silence and recipe.data.checks.capacity == "warn"
+    silent = CAPACITY in recipe.guidance.silence and recipe.data.checks.capacity == "warn"
     if silent and (setting.target_tokens or 0) > (setting.adapter_parameters or 0):
         return replace(setting, adapter_parameters=None)
     return setting
