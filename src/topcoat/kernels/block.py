@@ -121,10 +121,21 @@ class Pass:
         gating: Gating | None = None,
     ) -> Tensor:
         """out = the projection `name` of x, plus `add`, then `gating`; `again` reads the h that the forward kept."""
-        projection: Projection = getattr(self.block, name)
-        h = self.buffer(f"h.{name}", (len(x), projection.rank), x.dtype) if projection.rank else None
+        projection, h = self._projection(name, x)
         seed, adapted = self.seed(name), self.batch.adapted
         return projection.forward(x, out, h, adapted=adapted, have_h=again, seed=seed, add=add, gating=gating)
+
+    def backward(
+        self, name: str, g: Tensor, dx: Tensor | None, x: Tensor, gating: Gating | None = None
+    ) -> list[Tensor | None]:
+        """Gradients of what trains in the projection `name`, and dx; h is what the forward kept."""
+        projection, h = self._projection(name, x)
+        return projection.backward(g, dx, x, h, self.arena, self.seed(name), gating)
+
+    def _projection(self, name: str, x: Tensor) -> tuple[Projection, Tensor | None]:
+        """The projection `name`, and where its h (T, R) lies for an x (T, I)."""
+        projection: Projection = getattr(self.block, name)
+        return projection, self.buffer(f"h.{name}", (len(x), projection.rank), x.dtype) if projection.rank else None
 
     def seed(self, name: str) -> int | None:
         """The seed of a projection's dropout masks."""
@@ -235,14 +246,11 @@ def _mlp_backward(run: Pass, x: Tensor, dy: Tensor, need_dx2: bool) -> tuple[Ten
     h = run.arena.take("dh", (N, block.down.in_features), dtype)  # (N, F): first dh, then h
     need_inside = need_dx2 or bool(block.gate_up.rank)
     gating = Gating(block.activation, gate_up, backward=True)
-    u = block.down.input_grad(dz, h if need_inside or block.down.rank else None, run.arena, run.seed("down"), gating)
-    down = block.down.weight_grads(dz, u, h, _kept_h(run, "down", N, dtype), run.seed("down"))
+    down = run.backward("down", dz, h if need_inside or block.down.rank else None, h, gating)
     if not need_inside:
         return None, [*_zeros(block.gate_up), *down]
     dn = run.arena.take("dn", (N, x.shape[1]), dtype) if need_dx2 else None
-    u = block.gate_up.input_grad(gate_up, dn, run.arena, run.seed("gate_up"))
-    kept_h = _kept_h(run, "gate_up", N, dtype)
-    up = block.gate_up.weight_grads(gate_up, u, n2, kept_h, run.seed("gate_up"))
+    up = run.backward("gate_up", gate_up, dn, n2)
     if dn is None:
         return None, [*up, *down]
     dx2 = rms_norm_backward(dn, x2, block.norm2.weight, rstd2, residual=dy, out=dy)
@@ -271,9 +279,7 @@ def _attention_backward(
     da = _through_post_norm(run, block.post1, "mixed", dx2)
     attended = run.buffer("attended", (T, block.o.in_features), dtype)
     d_attended = run.arena.take("do", (len(dx2), block.o.in_features), dtype) if need_mixing else None
-    u = block.o.input_grad(da, d_attended, run.arena, run.seed("o"))
-    rows = _rows_of(run, "attended.rows", attended)
-    o = block.o.weight_grads(da, u, rows, _kept_h(run, "o", len(rows), dtype), run.seed("o"))
+    o = run.backward("o", da, d_attended, _rows_of(run, "attended.rows", attended))
     if d_attended is None:
         return None, [*_zeros(block.qkv), *o]
     if run.rows is not None:
@@ -282,8 +288,7 @@ def _attention_backward(
     n1, rstd1 = rms_norm(x, block.norm1.weight, block.norm1.eps, out=run.arena.take("n", tuple(x.shape), dtype))
     dqkv = _mixing_backward(run, n1, attended, d_attended)
     dn = run.arena.take("dn", tuple(x.shape), dtype) if need_dx else None
-    u = block.qkv.input_grad(dqkv, dn, run.arena, run.seed("qkv"))
-    qkv = block.qkv.weight_grads(dqkv, u, n1, _kept_h(run, "qkv", T, dtype), run.seed("qkv"))
+    qkv = run.backward("qkv", dqkv, dn, n1)
     if dn is None:
         return None, [*qkv, *o]
     return rms_norm_backward(dn, x, block.norm1.weight, rstd1, residual=dx2, out=dx2), [*qkv, *o]
@@ -318,11 +323,6 @@ def _through_post_norm(run: Pass, norm: Norm | None, name: str, grad: Tensor) ->
     out = run.arena.take("dz", tuple(grad.shape), grad.dtype)
     rstd = rms_norm(before, norm.weight, norm.eps, out=out)[1]
     return rms_norm_backward(grad, before, norm.weight, rstd, out=out)
-
-
-def _kept_h(run: Pass, name: str, tokens: int, dtype: torch.dtype) -> Tensor | None:
-    projection: Projection = getattr(run.block, name)
-    return run.buffer(f"h.{name}", (tokens, projection.rank), dtype) if projection.rank else None
 
 
 def _zeros(projection: Projection) -> list[Tensor | None]:

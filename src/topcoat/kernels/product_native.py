@@ -20,14 +20,14 @@ FEWEST_ROWS = 32
 """With fewer rows than a strip of tiles, packing the weight costs more than the product."""
 LINE = 64  # bytes: tiles and sums begin on a cache line
 _CPU = torch.device("cpu")
-GATE, UNGATE = 1, 2  # enum gating of native/product.c
+GATE, UNGATE = 1, 2  # enum gating of native/product.h
 
 _TENSORS = ("out", "a", "b", "e", "f", "d", "beside")
 _NUMBERS = ("m", "n", "k", "r", "transposed", "threads", "gating", "activation")
 
 
 class _Product(ctypes.Structure):
-    """struct product of native/product.c."""
+    """struct product of native/product.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in _TENSORS),
@@ -38,18 +38,19 @@ class _Product(ctypes.Structure):
 
 
 class _Outer(ctypes.Structure):
-    """struct outer of native/outer.c."""
+    """struct outer of native/product.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("out", "u", "x")),
-        *((name, ctypes.c_int64) for name in ("t", "r", "n", "out_row", "u_row", "x_row", "threads")),
+        *((name, ctypes.c_int64) for name in ("t", "r", "n", "out_row", "u_row", "x_row", "transposed", "threads")),
+        ("scale", ctypes.c_float),
         ("scratch", ctypes.c_void_p),
     ]
 
 
 def native_takes(rows: int, *tensors: Tensor | None) -> bool:
     """Whether the compiled code is there, and these are what it reads and writes."""
-    return _library() is not None and rows >= FEWEST_ROWS and all(x is None or is_bf16_rows(x) for x in tensors)
+    return amx_library() is not None and rows >= FEWEST_ROWS and all(x is None or is_bf16_rows(x) for x in tensors)
 
 
 def native_product(
@@ -65,7 +66,7 @@ def native_product(
     backward: bool = False,
 ) -> None:
     """As `product`; `activation`, `beside` and `backward` are those of its gating."""
-    library = _library()
+    library = amx_library()
     assert library is not None  # native_takes said so
     e, f = low_rank or (None, None)
     read = (out, a, b, e, f, add, beside)  # as _TENSORS names them
@@ -88,12 +89,12 @@ def native_product(
 
 def native_outer_sum(u: Tensor, x: Tensor) -> Tensor:
     """As `outer_sum`, in float32."""
-    library = _library()
+    library = amx_library()
     assert library is not None
     out = torch.empty(u.shape[1], x.shape[1], dtype=torch.float32)
     read = (out, u, x)
     size = (len(x), u.shape[1], x.shape[1])
-    call = _Outer(*[t.data_ptr() for t in read], *size, *[t.stride(0) for t in read], torch.get_num_threads())
+    call = _Outer(*[t.data_ptr() for t in read], *size, *[t.stride(0) for t in read], 0, torch.get_num_threads())
     with scratch((library.outer_bytes(ctypes.byref(call)) + LINE,), torch.uint8, _CPU) as room:
         call.scratch = _on_a_line(room)
         library.outer(ctypes.byref(call))
@@ -105,6 +106,7 @@ def _on_a_line(room: Tensor) -> int:
     return -(-room.data_ptr() // LINE) * LINE
 
 
-def _library() -> Library | None:
+def amx_library() -> Library | None:
+    """The compiled library where it multiplies on AMX tiles."""
     library = native_library()
     return library if library is not None and library.isa == "avx512_amx" else None

@@ -15,7 +15,7 @@ LoRA: Hu et al. 2021, arXiv:2106.09685; the order of products follows from T >> 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from topcoat.kernels.arena import Arena
 from topcoat.kernels.product import Gating, outer_sum, product
+from topcoat.kernels.projection_native import NativeProjection, native_takes
 
 
 class Weight(Protocol):
@@ -53,6 +54,11 @@ class LowRank:
     factors: Callable[[], tuple[Tensor, Tensor]] | None = None
     """Gives A and B anew for each forward where they are functions of what trains; gradients flow on through them."""
 
+    @property
+    def trains(self) -> tuple[bool, bool]:
+        """Whether A does, and B."""
+        return self.lora_A.requires_grad, self.lora_B.requires_grad
+
     def wide_A(self) -> Tensor:
         """A (R, I) on x itself."""
         return self.lora_A if self.group == 1 else self.lora_A.repeat_interleave(self.group, dim=1) / self.group
@@ -63,9 +69,9 @@ class LowRank:
 
 
 class Projection:
-    """The stacked linears with their adapters. `refresh` once before a forward; then forward and backward in any order.
+    """The stacked linears with their adapters. `refresh` before a forward; then forward and backward in any order.
 
-    `input_grad` must run before `weight_grads`, which takes the u it returns.
+    In bf16 on AMX tiles each is one call of compiled code (projection_native.py); everywhere else the lines below.
     """
 
     def __init__(self, weight: Weight, bias: Tensor | None, adapters: Sequence[LowRank] = ()) -> None:
@@ -76,10 +82,11 @@ class Projection:
         self.rank = sum(a.lora_A.shape[0] for a in self.adapters)
         self._A: Tensor | None = None
         self._B: Tensor | None = None
+        self._native: NativeProjection | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
-        """lora_A and lora_B of every adapter, in the order in which `weight_grads` answers."""
+        """lora_A and lora_B of every adapter, in the order in which `backward` answers."""
         return [p for a in self.adapters for p in (a.lora_A, a.lora_B)]
 
     def derive(self) -> None:
@@ -88,14 +95,21 @@ class Projection:
 
     @torch.no_grad()
     def refresh(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Copy the float32 masters into the stacked A (R, I) and B (O, R) that the products read."""
+        """Copy the float32 masters into the stacked A (R, I) and B (O, R) that the products read, the scales in B."""
         if not self.adapters:
             return
         if self._A is None or self._A.dtype != dtype or self._A.device != device or self._A.is_inference():
             with torch.inference_mode(False):
                 self._A = torch.empty(self.rank, self.in_features, dtype=dtype, device=device)
                 self._B = torch.zeros(self.out_features, self.rank, dtype=dtype, device=device)
+            self._native = None
         A, B = self._stacked()
+        trains = tuple(adapter.trains for adapter in self.adapters)
+        if self._native is None or self._native.trains != trains:
+            self._native = NativeProjection(A, B, self.adapters) if NativeProjection.takes(A, self.adapters) else None
+        if self._native is not None:
+            self._native.fill(self.adapters)
+            return
         for adapter, ranks, rows in self._places():
             A[ranks].copy_(adapter.wide_A())
             B[rows, ranks] = adapter.lora_B.to(dtype) * adapter.scale
@@ -116,49 +130,71 @@ class Projection:
 
         Fills h (T, R), or reads it where `have_h` says that an earlier forward filled it.
         """
+        if not self.adapters or not adapted:
+            h = None
+        if add is None:
+            add = self.bias
+        elif self.bias is not None:
+            add = add + self.bias
+        if h is not None and self._native is not None and not self._drops(seed) and native_takes(x, add):
+            with self.weight.lend(x.dtype) as W:
+                self._native.forward(x, W, out, h, add, gating, known=have_h)
+            return out
         low_rank = None
-        if adapted and self.adapters:
-            assert h is not None
+        if h is not None:
             A, B = self._stacked()
             if not have_h:
                 self._inner(x, A, h, seed)
             low_rank = h, B
-        if add is not None and self.bias is not None:
-            add = add + self.bias
         with self.weight.lend(x.dtype) as W:
-            return product(x, W, out, low_rank, self.bias if add is None else add, gating, transposed=True)
+            return product(x, W, out, low_rank, add, gating, transposed=True)
 
-    def input_grad(
-        self, g: Tensor, out: Tensor | None, arena: Arena, seed: int | None, gating: Gating | None = None
-    ) -> Tensor | None:
-        """g (T, O) -> dx (T, I) into `out` (None: nobody asks for it), then `gating`.
-
-        Returns u (T, R), None without adapters.
-        """
-        u = None
-        if self.adapters:
-            A, B = self._stacked()
-            u = torch.mm(g, B, out=arena.take("u", (len(g), self.rank), g.dtype))  # (T, R)
-        if out is not None:
-            with self.weight.lend(g.dtype) as W:
-                if u is None:
-                    product(g, W, out, gating=gating)
-                elif not self._drops(seed):
-                    product(g, W, out, (u, A), gating=gating)
-                else:
-                    product(g, W, out)
-            if u is not None and self._drops(seed):
-                self._outer(u, A, out, arena, seed)
-                if gating is not None:
-                    gating.apply(out)
-        return u
-
-    def weight_grads(
-        self, g: Tensor, u: Tensor | None, x: Tensor, h: Tensor | None, seed: int | None
+    def backward(
+        self,
+        g: Tensor,
+        dx: Tensor | None,
+        x: Tensor,
+        h: Tensor | None,
+        arena: Arena,
+        seed: int | None,
+        gating: Gating | None = None,
     ) -> list[Tensor | None]:
-        """Gradients of `parameters` from g (T, O), u (T, R), x (T, I) and h (T, R); None for those that are frozen."""
+        """g (T, O), x (T, I) and h (T, R) -> gradients of `parameters`, None for those that are frozen.
+
+        Fills dx (T, I) if anybody asks for it, then does the `gating`, which may be what makes x: x may be dx.
+        """
+        u = arena.take("u", (len(g), self.rank), g.dtype) if self.rank else None
         if u is None or h is None:
+            self._input_grad(g, dx, None, seed, gating)
             return []
+        if self._native is not None and not self._drops(seed) and native_takes(g):
+            with nullcontext() if dx is None else self.weight.lend(g.dtype) as W:
+                return self._in_order(self._native.backward(g, W, dx, u, x, h, gating))
+        self._input_grad(g, dx, u, seed, gating)
+        return self._weight_grads(g, u, x, h, seed)
+
+    def _input_grad(
+        self, g: Tensor, dx: Tensor | None, u: Tensor | None, seed: int | None, gating: Gating | None
+    ) -> None:
+        """Fills u (T, R) and dx (T, I)."""
+        if u is not None:
+            A, B = self._stacked()
+            torch.mm(g, B, out=u)
+        if dx is None:
+            return
+        drops = self._drops(seed)
+        with self.weight.lend(g.dtype) as W:
+            if u is None or drops:
+                product(g, W, dx, gating=None if drops else gating)
+            else:
+                product(g, W, dx, (u, A), gating=gating)
+        if u is not None and drops:
+            self._outer(u, A, dx, seed)
+        if drops and gating is not None:
+            gating.apply(dx)
+
+    def _weight_grads(self, g: Tensor, u: Tensor, x: Tensor, h: Tensor, seed: int | None) -> list[Tensor | None]:
+        """Gradients of `parameters` from g (T, O), u (T, R), x (T, I) and h (T, R)."""
         # one product for the whole stack where all of it trains; this way round the wide side is contiguous
         dA = None
         if not self._drops(seed) and all(a.lora_A.requires_grad for a in self.adapters):
@@ -184,10 +220,17 @@ class Projection:
         for at, (adapter, ranks, _) in enumerate(self._places()):
             h[:, ranks] = _dropped(x, adapter.dropout, seed, at) @ A[ranks].T
 
-    def _outer(self, u: Tensor, A: Tensor, out: Tensor, arena: Arena, seed: int | None) -> None:
+    def _outer(self, u: Tensor, A: Tensor, out: Tensor, seed: int | None) -> None:
         """out += u A, through each adapter's own mask."""
         for at, (adapter, ranks, _) in enumerate(self._places()):
             out += _dropped(u[:, ranks] @ A[ranks], adapter.dropout, seed, at)
+
+    def _in_order(self, found: list[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of every wide A and then of every B -> those of `parameters`."""
+        count = len(self.adapters)
+        wide_A = zip(self.adapters, found[:count], strict=True)
+        dA = [None if grad is None else adapter.narrow(grad) for adapter, grad in wide_A]
+        return [grad for pair in zip(dA, found[count:], strict=True) for grad in pair]
 
     def _drops(self, seed: int | None) -> bool:
         return seed is not None and any(adapter.dropout for adapter in self.adapters)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from topcoat.kernels.huge_pages import empty_huge
+
+MOST_VIEWS = 64
 
 
 @dataclass
@@ -29,29 +29,61 @@ class _Slot:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     buffer: Tensor | None = None
+    views: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """The buffer in shapes it was asked for: the same ones come in every step, and a view takes longer to make."""
+
+    def view(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The buffer as `shape`, grown if it has to be."""
+        view = self.views.get(shape)
+        if view is not None:
+            return view
+        size = math.prod(shape)
+        # a tensor born in inference mode could never be written outside it: generate first, train later
+        with torch.inference_mode(False):
+            if self.buffer is None or self.buffer.numel() < size:
+                self.release()  # free the small one before the large one is made
+                self.buffer = empty_huge(size, dtype, device)
+            if len(self.views) == MOST_VIEWS:
+                self.views.clear()
+            view = self.views[shape] = self.buffer[:size].view(shape)
+        return view
+
+    def release(self) -> None:
+        """Let go of the memory."""
+        self.views.clear()
+        self.buffer = None
 
 
 _slots: dict[tuple[torch.dtype, torch.device, int], _Slot] = {}
 
 
-@contextmanager
-def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
-    """Lends an uninitialised tensor of `shape`; read it and write it only inside the `with`."""
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    slot = _slots.setdefault((dtype, device, stream), _Slot())
-    if not slot.lock.acquire(blocking=False):
-        yield torch.empty(shape, dtype=dtype, device=device)
-        return
-    try:
-        size = math.prod(shape)
-        if slot.buffer is None or slot.buffer.numel() < size:
-            slot.buffer = None  # free the small one before the large one is made
-            # a tensor born in inference mode could never be written outside it: generate first, train later
-            with torch.inference_mode(False):
-                slot.buffer = empty_huge(size, dtype, device)
-        yield slot.buffer[:size].view(shape)
-    finally:
-        slot.lock.release()
+class scratch:
+    """Lends an uninitialised tensor of `shape` for a `with`; read it and write it only inside."""
+
+    # a class, not a generator: hundreds of loans a step, each in a cold cache
+    __slots__ = ("_asked", "_slot")
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._asked = shape, dtype, device
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = dtype, device, stream
+        self._slot: _Slot | None = _slots.get(key) or _slots.setdefault(key, _Slot())
+
+    def __enter__(self) -> Tensor:
+        slot = self._slot
+        assert slot is not None
+        if not slot.lock.acquire(blocking=False):
+            self._slot = None
+            return torch.empty(self._asked[0], dtype=self._asked[1], device=self._asked[2])
+        try:
+            return slot.view(*self._asked)
+        except BaseException:  # no memory: nobody holds what was not lent
+            slot.lock.release()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        if self._slot is not None:
+            self._slot.lock.release()
 
 
 def scratch_bytes() -> int:
@@ -63,5 +95,5 @@ def release_scratch() -> None:
     """Gives the memory of every buffer that is not in use back to the allocator."""
     for slot in list(_slots.values()):
         if slot.lock.acquire(blocking=False):
-            slot.buffer = None
+            slot.release()
             slot.lock.release()

@@ -56,6 +56,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "attention_backward.c": _TILES,
     "product.c": ("avx512_amx",),
     "outer.c": ("avx512_amx",),
+    "projection.c": ("avx512_amx",),
 }
 """Which variants each source is compiled for. Other chips than x86-64 build the portable one only."""
 

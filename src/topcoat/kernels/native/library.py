@@ -65,6 +65,10 @@ AMX_SIGNATURES = {
     "product_bytes": "i p",
     "outer": "- p",
     "outer_bytes": "i p",
+    "projection_bytes": "i pii",
+    "projection_fill": "- pi",
+    "projection_forward": "- pp",
+    "projection_backward": "- pp",
 }
 """Functions that nothing but AMX makes worth having."""
 
@@ -104,6 +108,10 @@ class Library:
     product_bytes: Callable[..., int]
     outer: Callable[..., None]
     outer_bytes: Callable[..., int]
+    projection_bytes: Callable[..., int]
+    projection_fill: Callable[..., None]
+    projection_forward: Callable[..., None]
+    projection_backward: Callable[..., None]
 
     def __init__(self, loaded: ctypes.CDLL, isa: str) -> None:
         self.isa = isa

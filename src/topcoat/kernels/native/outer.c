@@ -3,17 +3,9 @@
 It costs what reading X costs, so X is read once, in rows as it lies: 64 rows at a time, 32 columns by 32 columns, into
 tiles that are used at once. The sums, R numbers a column, wait in the second cache. */
 #include "parallel.h"
-#include "tiles.h"
+#include "product.h"
 
 enum { DEPTH = 2, ROWS = 32 * DEPTH, PART = 4 * SUMS, SOON = 128 }; /* SOON: columns that are asked for in advance */
-
-struct outer {
-    float *c;
-    const bf16 *u, *x;
-    int64_t t, r, n;
-    int64_t c_row, u_row, x_row, threads;
-    char *scratch;
-};
 
 struct plan { /* parts of 32 columns, those of a thread, groups of 32 ranks; bytes of a thread's scratch */
     int64_t panels, share, groups, bytes;
@@ -55,6 +47,23 @@ static void add_up(const struct outer *o, const struct plan *plan, int64_t begin
     }
 }
 
+/* The same with columns as rows: 16 x 16 sums change places at once. */
+static void put_transposed(const struct outer *o, const struct plan *plan, int64_t begin, int64_t end,
+                           const float *sums) {
+    for (int64_t panel = begin; panel < end; panel++)
+        for (int64_t r = 0; r < o->r; r += 16) {
+            const float *from = sums + PART * ((panel - begin) * plan->groups + r / 32) + 32 * (r % 32);
+            for (int64_t j = 0; j < least(32, o->n - 32 * panel); j += 16) {
+                __m512i rows[16];
+                for (int i = 0; i < 16; i++) rows[i] = (__m512i)((vf)_mm512_load_ps(from + 32 * i + j) * o->scale);
+                transpose(rows);
+                float *to = o->c + (32 * panel + j) * o->c_row;
+                for (int64_t i = 0; i < least(16, o->n - 32 * panel - j); i++)
+                    store(to + i * o->c_row, r, o->r, (vf)rows[i], 0);
+            }
+        }
+}
+
 static void put(const struct outer *o, const struct plan *plan, int64_t begin, int64_t end, const float *sums) {
     for (int64_t panel = begin; panel < end; panel++)
         for (int64_t r = 0; r < o->r; r++) {
@@ -74,7 +83,8 @@ static void share(int64_t first, int64_t last, void *arg) {
         int64_t begin = least(plan.panels, i * plan.share), end = least(plan.panels, begin + plan.share);
         if (begin == end) continue;
         add_up(o, &plan, begin, end, sums, (bf16 *)(sums + PART * plan.groups * plan.share));
-        put(o, &plan, begin, end, sums);
+        if (o->transposed) put_transposed(o, &plan, begin, end, sums);
+        else put(o, &plan, begin, end, sums);
     }
     tiles_end(&before);
 }

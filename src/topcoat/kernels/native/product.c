@@ -6,26 +6,11 @@ While the tiles of one 32 x 32 part of C multiply, the vector units round and st
 rows of A and the columns of B that come next. A long K goes in chunks, whose sums wait in float32. */
 #include "gated.h"
 #include "parallel.h"
-#include "tiles.h"
+#include "product.h"
 
 enum { STRIP = 32, PART = 4 * SUMS };
 enum { BLOCK = 600 << 10 };          /* numbers: with a strip or two, what a second cache of 2 MiB holds */
 enum { LONG = 256, CHUNK = 64 }; /* steps of 32 in K: above LONG, in chunks */
-
-struct product {
-    bf16 *c;
-    const bf16 *a, *b, *e, *f, *d;
-    bf16 *g;
-    int64_t c_row, a_row, b_row, e_row, f_row, d_row, g_row;
-    int64_t m, n, k, r;
-    int64_t transposed; /* b is (N, K) and f is (N, R) */
-    int64_t threads, gating, activation;
-    char *scratch;
-};
-
-/* GATE: C = (gate | up) (M, 2 F), and G (M, F) = act(gate) * up beside it. UNGATE: the sums are dh, G = (gate | up)
-   becomes (dgate | dup), and C (M, F) = act(gate) * up. */
-enum gating { NONE, GATE, UNGATE };
 
 struct plan { /* how a product is shared out; then the sizes of a thread's scratch, in bf16 */
     int64_t steps, chunk, extra_steps, block, down, across;
