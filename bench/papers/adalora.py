@@ -14,10 +14,10 @@ from bench.papers.sweeps import factor_grid
 DATA = Cut("banking77", 480, 200)
 TARGET, INIT, LINEARS = 8, 12, 210
 ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "LoRA r 8": ({"method": "lora", "r": TARGET, "lora_alpha": 2.0 * TARGET}, factor_grid(1e-3, 3)),
+    "LoRA r 8": ({"method": "lora", "r": TARGET, "lora_alpha": 2.0 * TARGET}, factor_grid(1e-3, 4)),
     "AdaLoRA 12 to 8": (
         {"method": "adalora", "init_r": INIT, "target_r": TARGET, "lora_alpha": 2.0 * INIT},
-        factor_grid(4e-3, 3),
+        factor_grid(8e-3, 4),
     ),
 }
 """Of equal scale, each with a grid of rates of its own."""

@@ -18,7 +18,7 @@ from bench.papers.data import text_file
 from bench.papers.simulated import BITS, SIMULATED
 from topcoat.data.batches import packed
 from topcoat.data.render import NOWHERE, Example
-from topcoat.kernels.integer_dequant import unpack_bits
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.quant.base import QuantizedWeight

@@ -20,7 +20,7 @@ from topcoat.adapters.settings import LoraConfig, QaloraConfig
 from topcoat.adapters.start import Start
 from topcoat.errors import TopcoatError
 from topcoat.kernels.arena import Arena
-from topcoat.kernels.integer_dequant import unpack_bits
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.kernels.projection import LowRank, Projection
 from topcoat.model.attention import attention_inputs
 from topcoat.model.fuse import fuse

@@ -36,14 +36,14 @@ def test_transformers_reads_it(topcoat, tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("options", "what", "fix"),
     [
-        (("--format", "nf5"), "'nf5' is no format this version writes", "--format is one of nf4, fp4, int8"),
+        (("--format", "nf5"), "'nf5' is no format this version writes", "--format is one of nf4, fp4, nf3"),
         (("--block-size", "48"), "48 is no block size this version writes", "a power of two from 32 to 4096"),
         (
             ("--format", "int8", "--block-size", "64"),
-            "--block-size belongs to nf4 and fp4, and --format is int8",
+            "nf2-icq, and --format is int8",
             "leave it out",
         ),
-        (("--format", "bf16", "--no-double-quant"), "--double-quant belongs to nf4 and fp4", "leave it out"),
+        (("--format", "bf16", "--no-double-quant"), "--double-quant belongs to nf4, fp4", "leave it out"),
         (("--block-size", "many"), "Invalid value for '--block-size'", "topcoat quantize --help"),
     ],
 )

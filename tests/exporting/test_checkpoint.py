@@ -17,7 +17,7 @@ from topcoat.model.settings import ModelSettings
 from topcoat.model.tiny import save_tiny
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
-from topcoat.quant.nf4 import Nf4
+from topcoat.quant.normal_float import Nf4
 from topcoat.quant.settings import (
     DenseConfig,
     Fp4Config,
@@ -26,7 +26,7 @@ from topcoat.quant.settings import (
     Int8Config,
     IntConfig,
     Nf4Config,
-    Nf4IcqConfig,
+    NormalFloatIcqConfig,
     StoredConfig,
 )
 
@@ -226,7 +226,7 @@ OWN = [
     IntConfig(),
     IntConfig(format="int3", rounding="hqq", scale_dtype="fp32"),
     IntConfig(format="int2", rounding="icq", group_size=16),
-    Nf4IcqConfig(search_points=3),
+    NormalFloatIcqConfig(search_points=3),
     GgufConfig(type="Q4_0"),
     GptqConfig(group_size=32),
     GptqConfig(bits=8, group_size=-1, sym=True),

@@ -10,8 +10,8 @@ from topcoat.kernels.integer_dequant import (
     dequantize_integers,
     dequantize_integers_native,
     dequantize_integers_reference,
-    unpack_bits,
 )
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.quant.bits import pack_bits
 
 

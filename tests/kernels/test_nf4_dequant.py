@@ -12,6 +12,7 @@ from native_here import ISAS, WAYS, native
 from topcoat.kernels import nf4_dequant
 from topcoat.kernels.nf4_dequant import (
     PIECE,
+    bits_of,
     bitsandbytes_can,
     dequantize_nf4,
     dequantize_nf4_bitsandbytes,
@@ -20,7 +21,9 @@ from topcoat.kernels.nf4_dequant import (
     dequantize_nf4_table,
     nested_scales,
 )
+from topcoat.kernels.packed_codes import packed_bytes
 from topcoat.quant.double import dynamic_map, quantize_scales
+from topcoat.quant.normal_float import NF2_TABLE, NF3_TABLE
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -193,3 +196,22 @@ def test_a_gpu_gives_the_same_bits(dtype, shape):
     on_cpu = dequantize_nf4_reference(packed.cpu(), absmax.cpu(), 64, torch.empty(shape, dtype=dtype))
     out = torch.empty(shape, dtype=dtype, device="cuda")
     assert torch.equal(dequantize_nf4(packed, absmax, 64, out).cpu(), on_cpu)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("levels", [NF3_TABLE, NF2_TABLE], ids=["3 bits", "2 bits"])
+@pytest.mark.parametrize("shape", [(4, 96), (5, 37), (1, 1), (3, 130), (16, 1056)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_of_fewer_bits_are_read_as_the_definition_reads_them(isa, levels, shape, dtype):
+    """Rows that begin inside a byte, and apart in memory; nested scales."""
+    count, generator = shape[0] * shape[1], torch.Generator().manual_seed(2)
+    packed = torch.randint(0, 256, (packed_bytes(count, bits_of(levels)),), generator=generator, dtype=torch.uint8)
+    scales = quantize_scales(torch.rand(-(-count // 32), generator=generator))
+    nested = scales["nested_absmax"], scales["offset"], dynamic_map(CPU)
+    absmax = nested_scales(scales["absmax"], nested)
+    expected = dequantize_nf4_reference(packed, absmax, 32, torch.empty(shape, dtype=dtype), levels)
+    out = torch.full((shape[0], shape[1] + 5), torch.nan, dtype=dtype)
+    with native(isa):
+        assert dequantize_nf4_native(packed, scales["absmax"], 32, out[:, :-5], nested, levels)
+    assert torch.equal(bits(out[:, :-5].contiguous()), bits(expected))
+    assert out[:, -5:].isnan().all()

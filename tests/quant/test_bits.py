@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topcoat.kernels.integer_dequant import unpack_bits
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.quant.bits import CODES, pack_bits
 
 

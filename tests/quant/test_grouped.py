@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topcoat.errors import TopcoatError
-from topcoat.kernels.integer_dequant import unpack_bits
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.quant.grouped import PIECE, Grouped
 from topcoat.quant.settings import IntConfig
 

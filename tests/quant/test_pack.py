@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor, uint8
 
-from topcoat.quant.pack import pack, unpack
+from topcoat.kernels.packed_codes import unpack
+from topcoat.quant.pack import pack
 
 
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=70))

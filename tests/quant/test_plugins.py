@@ -119,21 +119,21 @@ def test_what_is_no_format_is_named(registered):
 
 
 def test_two_packages_with_one_name_are_both_named(registered):
-    registered("topcoat.quant.int8:Int8", "topcoat.quant.nf4:Nf4")
-    assert "topcoat.quant.int8 and topcoat.quant.nf4 both register the number format 'mine'" in message(
+    registered("topcoat.quant.int8:Int8", "topcoat.quant.normal_float:Nf4")
+    assert "topcoat.quant.int8 and topcoat.quant.normal_float both register the number format 'mine'" in message(
         PluginConfig(name="mine")
     )
 
 
 def test_settings_it_does_not_have_are_refused_with_those_it_has(registered):
-    registered("topcoat.quant.nf4:Nf4")
+    registered("topcoat.quant.normal_float:Nf4")
     said = message(PluginConfig(name="mine", settings={"blocksize": 64}))
     assert "does not take these settings for 'mine': blocksize: Extra inputs" in said
     assert "its settings are block_size, double_quant" in said
 
 
 def test_a_registered_format_is_made_with_its_settings(registered):
-    registered("topcoat.quant.nf4:Nf4")
+    registered("topcoat.quant.normal_float:Nf4")
     format = make_format(PluginConfig(name="mine", settings={"block_size": 32}))
     assert format.config.block_size == 32
     assert format.quantize(torch.ones(1, 64)).tensors["absmax"].numel() == 2

@@ -18,7 +18,7 @@ def refusal(tiny_recipe, quantization):
     [
         (
             {"format": "int8", "double_quant": True},
-            "double_quant is a setting of format nf4 or nf4-icq or fp4; this recipe has format int8",
+            "double_quant is a setting of format nf4 or nf3 or nf4-icq or fp4; this recipe has format int8",
             "take it out",
         ),
         ({"format": "int4", "double_quant": True}, "this recipe has format int4", "take it out"),

@@ -226,12 +226,14 @@ def test_quantization_is_read_in_bitsandbytes_words(load, text, wanted):
         ),
         (
             "bnb_4bit_use_double_quant: true",
-            "model.quantization.format is missing; expected one of bf16, fp16, fp32, nf4, nf4-icq, fp4, int8, "
+            "model.quantization.format is missing; expected one of bf16, fp16, fp32, nf4, nf3, nf2, "
+            "nf4-icq, nf3-icq, nf2-icq, fp4, int8, "
             "int2, int3, int4, gguf, gptq, stored, plugin",
         ),
         (
             "load_in_8bit: true\nbnb_4bit_use_double_quant: true",
-            "bnb_4bit_use_double_quant is a setting of format nf4 or nf4-icq or fp4; this recipe has format int8",
+            "bnb_4bit_use_double_quant is a setting of format nf4 or nf3 or nf4-icq or fp4; "
+            "this recipe has format int8",
         ),
         ("val_set_size: 200", "val_set_size is 200; expected a share below 1 (0 for none)"),
     ],

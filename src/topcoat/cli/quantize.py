@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from topcoat.data.settings import DataSettings
     from topcoat.runs.quantizing import Measured
 
-FORMATS = ("nf4", "fp4", "int8", "int4", "int3", "int2", "gptq", "nf4-icq", "gguf", "bf16", "fp16", "fp32")
+LEVELS = ("nf4", "fp4", "nf3", "nf2", "nf4-icq", "nf3-icq", "nf2-icq")
+FORMATS = (*LEVELS, "int8", "int4", "int3", "int2", "gptq", "gguf", "bf16", "fp16", "fp32")
 
 
 def command(
@@ -31,9 +32,11 @@ def command(
         str,
         typer.Option("--format", help=f"{', '.join(FORMATS)}; settings behind it, such as int4+group_size=64"),
     ] = "nf4",
-    block_size: Annotated[int | None, typer.Option(help="nf4, fp4: weights that share a scale; 64 if left out")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="nf and fp4: weights that share a scale; 64 if left out")
+    ] = None,
     double_quant: Annotated[
-        bool | None, typer.Option(help="nf4, fp4: store the scales in 8 bits, as by default")
+        bool | None, typer.Option(help="nf and fp4: store the scales in 8 bits, as by default")
     ] = None,
     override: Annotated[
         list[str] | None, typer.Option(help="PATTERN=FORMAT for some linears, such as lm_head=int8; may be repeated")
@@ -204,10 +207,10 @@ def settings_of(format: str, block_size: int | None, double_quant: bool | None) 
     name, *pairs = format.strip().split("+")
     given: dict[str, object] = {"block_size": block_size, "double_quant": double_quant}
     values = {key: value for key, value in given.items() if value is not None}
-    if values and name not in ("nf4", "fp4") and name in FORMATS:
+    if values and name not in LEVELS and name in FORMATS:
         options = " and ".join(f"--{key.replace('_', '-')}" for key in values)
         raise TopcoatError(
-            f"{options} belongs to nf4 and fp4, and --format is {name}", "topcoat quantize", "leave it out"
+            f"{options} belongs to {', '.join(LEVELS)}, and --format is {name}", "topcoat quantize", "leave it out"
         )
     values |= dict(_pair(pair) for pair in pairs)
     try:

@@ -18,7 +18,7 @@ from topcoat.adapters.base import Adapter
 from topcoat.adapters.qalora import Qalora
 from topcoat.errors import TopcoatError
 from topcoat.kernels.gguf_dequant import BLOCK_TYPES
-from topcoat.kernels.integer_dequant import unpack_bits
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.quant.linear import FrozenLinear
 
 BLOCK = 32

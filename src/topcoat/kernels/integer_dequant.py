@@ -13,24 +13,12 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.dispatch import native_for
+from topcoat.kernels.packed_codes import unpack_bits
 
 PIECE = 1 << 17
 """Weights rebuilt at a time, so that float32 temporaries stay in cache."""
 VECTOR = 16
 """Weights that the compiled code takes at a time: a group is a multiple of it."""
-
-
-def unpack_bits(packed: Tensor, bits: int) -> Tensor:
-    """(..., N * bits / 8) uint8 -> codes (..., N) uint8."""
-    if bits == 8:
-        return packed
-    if bits == 4:
-        return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
-    if bits == 2:
-        return torch.stack([packed >> 2 * place & 3 for place in range(4)], dim=-1).flatten(-2)
-    low, middle, high = packed.unflatten(-1, (-1, 3)).unbind(-1)  # each (..., n)
-    parts = [low, low >> 3, (low >> 6) | (middle << 2), middle >> 1, middle >> 4, (middle >> 7) | (high << 1)]
-    return torch.stack([part & 7 for part in [*parts, high >> 2, high >> 5]], dim=-1).flatten(-2)
 
 
 def dequantize_integers_reference(codes: Tensor, scale: Tensor, low: Tensor, bits: int, out: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """NF4 codes -> weights: w_i = table[code_i] * absmax[i // S] in float32, then rounded once to the target dtype.
 
-Other tables of 16 levels, such as FP4's, go the same ways but for Triton and bitsandbytes, which know theirs by name.
+Other tables of 16 levels, such as FP4's, go the same ways but for Triton and bitsandbytes, which know theirs by name;
+tables of 8 and 4 levels have codes of 3 and 2 bits, and their own ways.
 
-Weights lie in row-major order, two codes to a byte, the first in the high nibble; S weights in a row share one scale
-and a block may cross rows. With double quantization the scales are 8-bit codes with scales of their own:
-absmax_b = values[code_b] * nested_absmax[b // 256] + offset.
+Weights lie in row-major order, two codes to a byte, the first in the high nibble (codes of 3 and 2 bits: the first in
+the lowest bits); S weights in a row share one scale and a block may cross rows. With double quantization the scales are
+8-bit codes with scales of their own: absmax_b = values[code_b] * nested_absmax[b // 256] + offset.
 
 The same bits come from the definition, from compiled code (native/nf4.c, or Triton on a GPU, which read codes and
 nested scales in one pass), from bitsandbytes' op where that is installed (AVX-512 on a CPU, CUDA on a GPU), and from a
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from topcoat.kernels.bitsandbytes_library import bitsandbytes_loads
 from topcoat.kernels.dispatch import is_flat_float, native_for
+from topcoat.kernels.packed_codes import packed_bytes, unpack
 from topcoat.kernels.triton_ops.available import triton_can
 
 # The quantiles of N(0, 1) as bitsandbytes writes them into its files; regenerated in float64 they differ by 1.1e-7.
@@ -53,16 +55,20 @@ CPU_LARGEST_BLOCK = 1024
 
 
 Levels = tuple[float, ...]
-"""The 16 values that codes stand for."""
+"""The 4, 8 or 16 values that codes stand for."""
+
+
+def bits_of(levels: Levels) -> int:
+    """Of a code of one of `levels`."""
+    return len(levels).bit_length() - 1
 
 
 def dequantize_nf4_reference(
     packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, levels: Levels = NF4_TABLE
 ) -> Tensor:
-    """The definition: fills and returns `out` (O, I). `packed` has ceil(N / 2) bytes, `absmax` ceil(N / S) float32."""
+    """The definition: fills and returns `out` (O, I). `packed` are the codes' bytes, `absmax` ceil(N / S) float32."""
     table = torch.tensor(levels, device=packed.device)
-    packed = packed.reshape(-1)
-    codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[: out.numel()]  # (N,), high nibble first
+    codes = unpack(packed, out.numel(), bits_of(levels))  # (N,)
     values = table[codes.int()]  # (N,)
     scale_blocks_(values, absmax, block_size)
     return out.copy_(values.view(out.shape))
@@ -164,7 +170,8 @@ def dequantize_nf4_native(
 ) -> bool:
     """Fills `out` (O, I), rows at any distance, in one compiled pass; False, with `out` untouched, where it cannot."""
     library, blocks = native_for(out), -(-out.numel() // block_size)
-    if library is None or out.dim() != 2 or not _are_codes(packed, (out.numel() + 1) // 2):
+    bits = bits_of(levels)
+    if library is None or out.dim() != 2 or not _are_codes(packed, packed_bytes(out.numel(), bits)):
         return False
     if nested is None:
         fits, beside = is_flat_float(absmax, blocks), (0, 0, 0)
@@ -177,7 +184,7 @@ def dequantize_nf4_native(
         return False
     size = torch.get_num_threads(), out.dtype == torch.bfloat16, *out.shape
     where = out.data_ptr(), out.stride(0), packed.data_ptr(), absmax.data_ptr(), _in_memory(levels).data_ptr()
-    library.dequantize_nf4(*size, *where, block_size, *beside, NESTED_BLOCK)
+    library.dequantize_nf4(*size, *where, bits, block_size, *beside, NESTED_BLOCK)
     return True
 
 
@@ -187,9 +194,9 @@ def _are_codes(codes: Tensor, count: int) -> bool:
 
 @cache
 def _in_memory(levels: Levels) -> Tensor:
-    """(16,) float32, in memory for the compiled code."""
+    """(16,) float32, in memory for the compiled code, zeros behind fewer levels."""
     with torch.inference_mode(False):
-        return torch.tensor(levels, device="cpu")
+        return torch.tensor((*levels, *[0.0] * (16 - len(levels))), device="cpu")
 
 
 def triton_takes(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, nested: Nested | None) -> bool:
@@ -226,6 +233,6 @@ def dequantize_nf4(
         absmax = nested_scales(absmax, nested)
     if own and bitsandbytes_can(packed, block_size, out):
         return dequantize_nf4_bitsandbytes(packed, absmax, block_size, out)
-    if out.is_contiguous():
+    if out.is_contiguous() and bits_of(levels) == 4:
         return dequantize_nf4_table(packed, absmax, block_size, out, levels)
     return dequantize_nf4_reference(packed, absmax, block_size, out, levels)

@@ -24,7 +24,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from topcoat.kernels.integer_dequant import unpack_bits
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.model.joined import JoinedTensor, broken, check_groups, join, take_parts, total_bytes
 from topcoat.model.source import StoredTensor
 from topcoat.quant.base import QuantizedWeight

@@ -8,9 +8,9 @@ from topcoat.quant.fp4 import Fp4
 from topcoat.quant.gguf_blocks import GgufBlocks
 from topcoat.quant.gptq_integers import GptqIntegers
 from topcoat.quant.grouped import Grouped
-from topcoat.quant.icq import Nf4Icq
+from topcoat.quant.icq import NormalFloatIcq
 from topcoat.quant.int8 import Int8
-from topcoat.quant.nf4 import Nf4
+from topcoat.quant.normal_float import Nf4, NormalFloat
 from topcoat.quant.plugins import load_plugin
 from topcoat.quant.settings import PluginConfig, QuantConfig, StoredConfig
 from topcoat.quant.stored import Stored
@@ -20,7 +20,11 @@ FORMATS: dict[str, type[QuantFormat]] = {
     "fp16": Dense,
     "fp32": Dense,
     "nf4": Nf4,
-    "nf4-icq": Nf4Icq,
+    "nf3": NormalFloat,
+    "nf2": NormalFloat,
+    "nf4-icq": NormalFloatIcq,
+    "nf3-icq": NormalFloatIcq,
+    "nf2-icq": NormalFloatIcq,
     "fp4": Fp4,
     "int8": Int8,
     "int4": Grouped,

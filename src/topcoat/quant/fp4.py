@@ -8,10 +8,12 @@ Paper: Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, where NF4 is compared wit
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
+from topcoat.quant.levels import LevelFormat, Levels
 from topcoat.quant.settings import Fp4Config
-from topcoat.quant.sixteen import Levels, Sixteen
 
 _MAGNITUDES = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 _RISING = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
@@ -22,8 +24,8 @@ _SORTED = torch.tensor([FP4_MAP[code] for code in _RISING], device="cpu")
 FP4 = Levels(FP4_MAP, tuple(((_SORTED[:-1] + _SORTED[1:]) / 2).tolist()), _RISING)
 
 
-class Fp4(Sixteen):
+class Fp4(LevelFormat):
     """4-bit floating point."""
 
     Config = Fp4Config
-    levels = FP4
+    tables: ClassVar = {4: FP4}

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from topcoat.errors import TopcoatError
-from topcoat.kernels.integer_dequant import PIECE, dequantize_integers, unpack_bits
+from topcoat.kernels.integer_dequant import PIECE, dequantize_integers
+from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.bits import pack_bits
 from topcoat.quant.fits import nearest, require_no_rows

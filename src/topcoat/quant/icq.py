@@ -1,10 +1,10 @@
-"""nf4-icq: NormalFloat around a centre for each block, chosen so that the block's codes carry the most information.
+"""nf4-icq, nf3-icq, nf2-icq: NormalFloat around a centre for each block, so chosen that its codes tell the most.
 
 w reads back as table[code] * absmax + centre, with absmax = max|w - centre|. The centre is searched among
 centre = f absmax(w - m) + m, m the block's lower median and f on 2 n + 1 points of [-0.1, 0.1] * 0.54109, and zero,
-which the paper does not try and which makes every block's entropy at least that of nf4. It is stored in 8 bits of the
-signed dynamic map (double.py), with one scale for 256 blocks and no mean removed, and weights are coded around the
-centre as stored.
+which the paper does not try and which makes every block's entropy at least that of nf4 (nf3, nf2). It is stored in 8
+bits of the signed dynamic map (double.py), with one scale for 256 blocks and no mean removed, and weights are coded
+around the centre as stored.
 
 Information calibration quantization: Qin et al. 2024 (IR-QLoRA), arXiv:2402.05445, section 3.2. Its text has a range of
 0.1 and its code this 0.1 * 0.54109; the code is followed.
@@ -15,14 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topcoat.kernels.nf4_dequant import dequantize_nf4
+from topcoat.kernels.nf4_dequant import bits_of, dequantize_nf4
+from topcoat.kernels.packed_codes import packed_bytes
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.double import SCALE_BLOCK, dequantize_scales, dynamic_map, quantize_scales
 from topcoat.quant.fits import entropy
-from topcoat.quant.nf4 import NF4
+from topcoat.quant.levels import SMALLEST, Levels
+from topcoat.quant.normal_float import NORMAL_FLOAT
 from topcoat.quant.pack import pack
-from topcoat.quant.settings import Nf4IcqConfig
-from topcoat.quant.sixteen import SMALLEST
+from topcoat.quant.settings import NormalFloatIcqConfig
 from topcoat.quant.sizes import weight_bytes
 
 REACH = 0.1 * 0.54109
@@ -30,11 +31,16 @@ REACH = 0.1 * 0.54109
 PIECE = 1 << 16  # weights searched or rebuilt at a time: every candidate passes through the cache
 
 
-class Nf4Icq(QuantFormat):
-    """Tensors of nf4, and `centre` (blocks,) uint8 with `centre_scale` (ceil(blocks / 256),) float32."""
+class NormalFloatIcq(QuantFormat):
+    """Tensors of nf4, nf3 or nf2, and `centre` (blocks,) uint8 with `centre_scale` (ceil(blocks / 256),) float32."""
 
-    Config = Nf4IcqConfig
-    config: Nf4IcqConfig
+    Config = NormalFloatIcqConfig
+    config: NormalFloatIcqConfig
+
+    @property
+    def levels(self) -> Levels:
+        """Those of this format's codes."""
+        return NORMAL_FLOAT[self.config.bits]
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight (O, I) of any float dtype -> codes, scales and centres."""
@@ -45,7 +51,7 @@ class Nf4Icq(QuantFormat):
         for first in pieces:
             values, real = _blocks(flat, first, first + step, size)
             require_finite(values.abs().amax(-1), weight)
-            centres[first : first + step] = best_centres(values, real, self.config.search_points)
+            centres[first : first + step] = best_centres(values, real, self.config.search_points, self.levels)
         centre, centre_scale = _store(centres)
         centres = _load(centre, centre_scale)
         codes = torch.empty(blocks, size, dtype=torch.uint8, device=flat.device)
@@ -54,16 +60,16 @@ class Nf4Icq(QuantFormat):
             values, real = _blocks(flat, first, first + step, size)
             left = (values - centres[first : first + step, None]).where(real, torch.zeros(()))
             absmax[first : first + step] = left.abs().amax(-1)
-            codes[first : first + step] = _code(left, absmax[first : first + step])
-        tensors = {"codes": pack(codes.view(-1)[: flat.numel()], fill=NF4.zero)}
+            codes[first : first + step] = _code(left, absmax[first : first + step], self.levels)
+        tensors = {"codes": pack(codes.view(-1)[: flat.numel()], self.levels.zero, self.config.bits)}
         tensors |= quantize_scales(absmax) if self.config.double_quant else {"absmax": absmax}
         tensors |= {"centre": centre, "centre_scale": centre_scale}
-        return QuantizedWeight("nf4-icq", (weight.shape[0], weight.shape[1]), tensors, {"block_size": size})
+        return QuantizedWeight(self.config.format, (weight.shape[0], weight.shape[1]), tensors, {"block_size": size})
 
     def dequantize(self, q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """table[code] * absmax + centre in float32, rounded once to `dtype`."""
         out = target(q, dtype, out)
-        absmax, size = q.tensors["absmax"], int(q.scalars["block_size"])
+        absmax, size, bits = q.tensors["absmax"], int(q.scalars["block_size"]), self.config.bits
         if "offset" in q.tensors:
             absmax = dequantize_scales(absmax, q.tensors["nested_absmax"], q.tensors["offset"])
         centres = _load(q.tensors["centre"], q.tensors["centre_scale"])
@@ -72,47 +78,48 @@ class Nf4Icq(QuantFormat):
         for first in range(0, len(absmax), step):
             start, end = first * size, min((first + step) * size, flat.numel())
             values = torch.zeros(-(-(end - start) // size) * size, device=out.device)
-            packed = q.tensors["codes"][start // 2 : (end + 1) // 2]
-            dequantize_nf4(packed, absmax[first : first + step].contiguous(), size, values[None, : end - start])
+            packed = q.tensors["codes"][start * bits // 8 : start * bits // 8 + packed_bytes(end - start, bits)]
+            scales, here = absmax[first : first + step].contiguous(), values[None, : end - start]
+            dequantize_nf4(packed, scales, size, here, levels=self.levels.values)
             values.view(-1, size).add_(centres[first : first + step, None])
             flat[start:end].copy_(values[: end - start])
         return out if whole is out else out.copy_(whole)
 
     def nbytes(self, out_features: int, in_features: int) -> int:
-        """4.25 bits a weight at block 64 with double quantization."""
+        """Of 4 bits 4.25 a weight at block 64 with double quantization."""
         return sum(weight_bytes(self.config, out_features, in_features))
 
 
-def best_centres(values: Tensor, real: Tensor, points: int) -> Tensor:
+def best_centres(values: Tensor, real: Tensor, points: int, levels: Levels) -> Tensor:
     """values (n, S) float32, of which those under `real` (n, S) count -> the centre of each block (n,)."""
     padded = values.where(real, torch.full((), torch.nan))
     median = padded.nanmedian(-1).values  # the lower one of two
     reach = (padded - median[:, None]).abs().nan_to_num(0).amax(-1)
     best = torch.zeros_like(median)
-    most = _told(values, real, best)
+    most = _told(values, real, best, levels)
     factors = torch.linspace(-REACH, REACH, 2 * points + 1).tolist()
     for factor in sorted(factors, key=abs):  # of equals, the one nearest to the median stands
         centre = factor * reach + median
-        told = _told(values, real, centre)
+        told = _told(values, real, centre, levels)
         better = told > most
         best, most = torch.where(better, centre, best), torch.where(better, told, most)
     return best
 
 
-def _told(values: Tensor, real: Tensor, centre: Tensor) -> Tensor:
+def _told(values: Tensor, real: Tensor, centre: Tensor, levels: Levels) -> Tensor:
     """Entropy (n,) of the codes of `values` (n, S) around `centre` (n,), padding left out of the last block."""
     left = (values - centre[:, None]).where(real, torch.zeros(()))
-    codes = _code(left, left.abs().amax(-1))
-    told = entropy(codes, 4)
+    codes, bits = _code(left, left.abs().amax(-1), levels), bits_of(levels.values)
+    told = entropy(codes, bits)
     if not bool(real.all()):
-        told[-1] = entropy(codes[-1][real[-1]], 4)
+        told[-1] = entropy(codes[-1][real[-1]], bits)
     return told
 
 
-def _code(left: Tensor, absmax: Tensor) -> Tensor:
+def _code(left: Tensor, absmax: Tensor, levels: Levels) -> Tensor:
     """left (n, S) -> nearest levels (n, S) uint8."""
     unit = (left * (1.0 / absmax.clamp(min=SMALLEST))[:, None]).clamp_(-1, 1)
-    return torch.bucketize(unit, torch.tensor(NF4.borders, device=left.device), out_int32=True).to(torch.uint8)
+    return torch.bucketize(unit, torch.tensor(levels.borders, device=left.device), out_int32=True).to(torch.uint8)
 
 
 def _blocks(flat: Tensor, first: int, last: int, size: int) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,18 @@
-"""4-bit codes, two to a byte: codes 2i and 2i + 1 share byte i, and the first is the HIGH nibble (bitsandbytes)."""
+"""Codes one after the other, rows or not: kernels/packed_codes.py says how they lie."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from topcoat.quant.bits import pack_bits
+from topcoat.quant.rows import CODES
 
-def pack(codes: Tensor, fill: int = 0) -> Tensor:
-    """codes (N,) in 0..15 -> (ceil(N / 2),) uint8; an odd last code shares its byte with `fill`."""
+
+def pack(codes: Tensor, fill: int = 0, bits: int = 4) -> Tensor:
+    """codes (N,) in 0 .. 2**bits - 1 -> bytes, uint8; those left of the last ones are filled up with `fill`."""
     codes = codes.to(torch.uint8)
-    if codes.numel() % 2:
-        codes = torch.cat((codes, codes.new_full((1,), fill)))
-    return (codes[::2] << 4) | codes[1::2]
-
-
-def unpack(packed: Tensor, count: int) -> Tensor:
-    """(ceil(N / 2),) uint8 of any shape -> the first `count` codes (N,) uint8."""
-    packed = packed.reshape(-1)
-    return torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[:count]
+    short = -codes.numel() % CODES[bits]
+    if short:
+        codes = torch.cat((codes, codes.new_full((short,), fill)))
+    return (codes[::2] << 4) | codes[1::2] if bits == 4 else pack_bits(codes, bits)

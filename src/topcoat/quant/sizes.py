@@ -4,7 +4,9 @@
     int8               1 byte a weight and 4 a row
     nf4, fp4           half a byte a weight; scales of 4 bytes a block, or, doubly quantized, 1 byte a block, 4 bytes
                        for each 256 blocks and 4 for the mean: 0.51587 bytes a weight at blocks of 64
-    nf4-icq            as nf4, and a centre of 1 byte a block with 4 bytes for each 256 of them
+    nf3, nf2           as nf4, with 3 bytes for eight weights, or 1 for four
+    nf4-icq, nf3-icq, nf2-icq
+                       as those, and a centre of 1 byte a block with 4 bytes for each 256 of them
     gguf               18 to 34 bytes for each 32 weights, counted as codes
     int2, int3, int4   2, 3, 4 bits a weight, and a scale and a lowest value of 2 or 4 bytes a group
     gptq               2, 3, 4 or 8 bits a weight, and a scale of 2 bytes and a zero of 1 a group
@@ -15,14 +17,15 @@ QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section 3. Tests hold these to th
 from __future__ import annotations
 
 from topcoat.errors import TopcoatError
+from topcoat.quant.rows import CODES
 from topcoat.quant.settings import (
     GgufConfig,
     GptqConfig,
     Int8Config,
     IntConfig,
-    Nf4IcqConfig,
+    LevelsConfig,
+    NormalFloatIcqConfig,
     QuantConfig,
-    SixteenConfig,
 )
 
 ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -52,13 +55,11 @@ def weight_bytes(config: QuantConfig, out_features: int, in_features: int) -> tu
     if isinstance(config, GptqConfig):
         groups = 1 if config.group_size == -1 else -(-in_features // config.group_size)  # a file's last may be short
         return count * config.bits // 8, 3 * out_features * groups
-    if isinstance(config, Nf4IcqConfig):
-        blocks = -(-count // config.block_size)
-        centres = blocks + 4 * -(-blocks // NESTED_BLOCK)
-        return (count + 1) // 2, (double_nbytes(blocks) if config.double_quant else 4 * blocks) + centres
-    if isinstance(config, SixteenConfig):
-        blocks = -(-count // config.block_size)
-        return (count + 1) // 2, double_nbytes(blocks) if config.double_quant else 4 * blocks
+    if isinstance(config, LevelsConfig):
+        blocks, together = -(-count // config.block_size), CODES[config.bits]
+        scales = double_nbytes(blocks) if config.double_quant else 4 * blocks
+        centres = blocks + 4 * -(-blocks // NESTED_BLOCK) if isinstance(config, NormalFloatIcqConfig) else 0
+        return -(-count // together) * together * config.bits // 8, scales + centres
     if config.format in ITEM_BYTES:
         return count * ITEM_BYTES[config.format], 0
     from topcoat.quant.formats import make_format  # a format that only its own file can count, and that file has torch

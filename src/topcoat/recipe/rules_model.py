@@ -7,11 +7,10 @@ from topcoat.quant.settings import (
     GgufConfig,
     GptqConfig,
     IntConfig,
+    LevelsConfig,
     Nf4Config,
-    Nf4IcqConfig,
     PluginConfig,
     QuantConfig,
-    SixteenConfig,
     StoredConfig,
 )
 from topcoat.quant.sizes import weight_bytes
@@ -35,11 +34,11 @@ def fp16_on_4bit(recipe: Recipe, facts: Facts) -> str | None:
 def format_by_choice(recipe: Recipe, facts: Facts) -> str | None:
     """nf4 is the most exact 4-bit format without calibration; fp4 and integers have other reasons."""
     quantization, stored = recipe.model.quantization, _in_four_bits(recipe, Facts())
-    if stored is None or isinstance(quantization, Nf4Config | Nf4IcqConfig):
+    if stored is None or stored in ("nf4", "nf4-icq"):
         return None
     if recipe.adapter.method == "qalora":  # it merges into integers: they are what it is for
         return None
-    few = isinstance(quantization, IntConfig | GptqConfig) and quantization.bits < 4
+    few = isinstance(quantization, LevelsConfig | IntConfig | GptqConfig) and quantization.bits < 4
     if not few and isinstance(quantization, IntConfig | GptqConfig) and quantization.rounding == "gptq":
         return None  # calibrated, and nf4 is not
     worse = "fewer bits cost quality" if few else "nf4 is more exact at its size"
@@ -114,7 +113,7 @@ def continued_pretraining(recipe: Recipe, facts: Facts) -> str | None:
 def _in_four_bits(recipe: Recipe, facts: Facts) -> str | None:
     """The format of frozen weights of four bits or fewer, in words; None for any other, and where nothing tells."""
     quantization = recipe.model.quantization
-    if isinstance(quantization, SixteenConfig | Nf4IcqConfig | IntConfig):
+    if isinstance(quantization, LevelsConfig | IntConfig):
         return quantization.format
     if isinstance(quantization, GptqConfig):
         return f"{quantization.bits}-bit gptq" if quantization.bits <= 4 else None

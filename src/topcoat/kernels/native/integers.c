@@ -1,11 +1,7 @@
 /* Integer codes of groups to weights, w = code * scale + low; integer_dequant.py has the formula. A scale comes from
    float16, so a product with a code of at most 8 bits is exact, and it does not matter whether a sum is fused with it. */
+#include "codes.h"
 #include "parallel.h"
-#include "simd.h"
-
-typedef uint64_t v8q __attribute__((vector_size(64)));
-typedef int32_t v8i __attribute__((vector_size(32)));
-typedef uint8_t v16b __attribute__((vector_size(16)));
 
 struct integers {
     const uint8_t *codes;
@@ -13,29 +9,6 @@ struct integers {
     char *out;
     int64_t columns, out_t, group;
 };
-
-/* Eight codes from the lowest bits of `word` on. */
-INLINE v8i eight(uint64_t word, const int bits) {
-    const uint64_t b = (uint64_t)bits;
-    v8q all = (v8q){0} + word;
-    return __builtin_convertvector(all >> (v8q){0, b, 2 * b, 3 * b, 4 * b, 5 * b, 6 * b, 7 * b} & (1u << b) - 1, v8i);
-}
-
-/* Sixteen codes in 2 * bits bytes. */
-INLINE vf sixteen(const uint8_t *bytes, const int bits) {
-    vi codes;
-    if (bits == 8) {
-        v16b wide;
-        memcpy(&wide, bytes, sizeof wide);
-        codes = __builtin_convertvector(wide, vi);
-    } else {
-        uint64_t word = 0;
-        memcpy(&word, bytes, 2 * (size_t)bits);
-        v8i halves[2] = {eight(word, bits), eight(word >> 8 * bits, bits)};
-        memcpy(&codes, halves, sizeof codes);
-    }
-    return __builtin_convertvector(codes, vf);
-}
 
 INLINE void rows(int64_t begin, int64_t end, const struct integers *a, const int bits, const int bf16) {
     int64_t groups = a->columns / a->group;
@@ -45,7 +18,7 @@ INLINE void rows(int64_t begin, int64_t end, const struct integers *a, const int
         for (int64_t g = 0; g < groups; g++) {
             vf scale = splat(a->scale[o * groups + g]), low = splat(a->low[o * groups + g]);
             for (int64_t i = g * a->group; i < (g + 1) * a->group; i += W)
-                store(out, i, a->columns, sixteen(codes + i * bits / 8, bits) * scale + low, bf16);
+                store(out, i, a->columns, __builtin_convertvector(sixteen(codes + i * bits / 8, bits), vf) * scale + low, bf16);
         }
     }
 }

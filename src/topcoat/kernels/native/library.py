@@ -36,7 +36,7 @@ SIGNATURES = {
     "cross_entropy": "i iiii pi pp fff i",
     "adamw": "- ii pppp fffffffff",
     "square_sum": "d ii pp",
-    "dequantize_nf4": "- iiii pi ppp i ppp i",
+    "dequantize_nf4": "- iiii pi ppp ii ppp i",
     "dequantize_integers": "- iiii pi ppp ii",
     "words_rules_new": "p ii ppipi ppp",
     "words_rules_free": "- p",

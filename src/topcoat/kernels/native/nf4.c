@@ -1,13 +1,13 @@
-/* NF4 codes to weights in one pass, nested scales included; nf4_dequant.py has the formula. The bits are torch's. */
+/* Codes of few levels to weights in one pass, nested scales included; nf4_dequant.py has the formula. The bits are
+   torch's. */
+#include "codes.h"
 #include "parallel.h"
-#include "simd.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 typedef uint8_t v8b __attribute__((vector_size(8)));
 typedef uint16_t v8h __attribute__((vector_size(16)));
-typedef uint8_t v16b __attribute__((vector_size(16)));
 
 struct nf4 {
     const uint8_t *packed;
@@ -15,7 +15,6 @@ struct nf4 {
     const float *table, *nested, *offset, *values;
     char *out;
     int64_t columns, out_t, block, nested_block;
-    int bf16;
 };
 
 /* The scale of block b. The product goes through double so that no compiler fuses it with the sum. */
@@ -25,12 +24,17 @@ INLINE float scale_of(const struct nf4 *a, int64_t b) {
     return (float)((double)value * (double)a->nested[b / a->nested_block]) + *a->offset;
 }
 
-/* The levels of 16 codes in 8 bytes, the high nibble first. */
-INLINE vf levels(const uint8_t *bytes, const float *table) {
+/* 16 codes in 8 bytes, the high nibble first. */
+INLINE vi nibbles(const uint8_t *bytes) {
     v8b eight;
     memcpy(&eight, bytes, sizeof eight);
     v8h wide = __builtin_convertvector(eight, v8h);
-    vi codes = __builtin_convertvector((v16b)(wide >> 4 | (wide & 15) << 8), vi);
+    return __builtin_convertvector((v16b)(wide >> 4 | (wide & 15) << 8), vi);
+}
+
+/* The levels of 16 codes in 2 * bits bytes. */
+INLINE vf levels(const uint8_t *bytes, const float *table, const int bits) {
+    vi codes = bits == 4 ? nibbles(bytes) : sixteen(bytes, bits);
 #if defined(__AVX512F__)
     vf all;
     memcpy(&all, table, sizeof all);
@@ -53,34 +57,43 @@ INLINE vf levels(const uint8_t *bytes, const float *table) {
 #endif
 }
 
-INLINE void rows(int64_t begin, int64_t end, const struct nf4 *a, const int bf16) {
+/* Code i of all. */
+INLINE int code_at(const uint8_t *packed, int64_t i, const int bits) {
+    if (bits == 4) return packed[i / 2] >> (i % 2 ? 0 : 4) & 15;
+    int64_t bit = i * bits, byte = bit / 8, place = bit % 8;
+    int word = packed[byte] | (place + bits > 8 ? packed[byte + 1] << 8 : 0);
+    return word >> place & ((1 << bits) - 1);
+}
+
+INLINE void rows(int64_t begin, int64_t end, const struct nf4 *a, const int bits, const int bf16) {
+    const int64_t apart = bits == 4 ? 2 : 8; /* codes that begin on a byte */
     for (int64_t o = begin; o < end; o++) {
         void *out = (void *)at(a->out, o * a->out_t, bf16);
         int64_t first = o * a->columns, last = first + a->columns; /* weights count from the first row on */
         for (int64_t i = first; i < last;) {
             int64_t b = i / a->block, stop = (b + 1) * a->block < last ? (b + 1) * a->block : last;
             float scale = scale_of(a, b);
-            if (i % 2 == 0)
+            if (i % apart == 0)
                 for (; i + W <= stop; i += W)
-                    store(out, i - first, a->columns, levels(a->packed + i / 2, a->table) * scale, bf16);
+                    store(out, i - first, a->columns, levels(a->packed + i * bits / 8, a->table, bits) * scale, bf16);
             for (; i < stop; i++) { /* what no whole vector holds */
-                vf v = splat(a->table[a->packed[i / 2] >> (i % 2 ? 0 : 4) & 15] * scale);
+                vf v = splat(a->table[code_at(a->packed, i, bits)] * scale);
                 store((void *)at(out, i - first, bf16), 0, 1, v, bf16);
             }
         }
     }
 }
 
-static void range(int64_t begin, int64_t end, void *arg) {
-    const struct nf4 *a = arg;
-    if (a->bf16) rows(begin, end, a, 1);
-    else rows(begin, end, a, 0);
-}
+#define RANGE(bits, bf16) \
+    static void range_##bits##_##bf16(int64_t begin, int64_t end, void *arg) { rows(begin, end, arg, bits, bf16); }
+RANGE(2, 0) RANGE(2, 1) RANGE(3, 0) RANGE(3, 1) RANGE(4, 0) RANGE(4, 1)
 
-/* nested, offset and values NULL: absmax is float. */
+/* nested, offset and values NULL: absmax is float. table: 16 numbers, of which 2^bits count. */
 void EXPORT(dequantize_nf4)(int64_t threads, int64_t bf16, int64_t count, int64_t columns, char *out, int64_t out_t,
-                            const uint8_t *packed, const void *absmax, const float *table, int64_t block,
+                            const uint8_t *packed, const void *absmax, const float *table, int64_t bits, int64_t block,
                             const float *nested, const float *offset, const float *values, int64_t nested_block) {
-    struct nf4 a = {packed, absmax, table, nested, offset, values, out, columns, out_t, block, nested_block, (int)bf16};
-    topcoat_parallel_for(count, 32768 / (columns + 1) + 1, threads, range, &a);
+    struct nf4 a = {packed, absmax, table, nested, offset, values, out, columns, out_t, block, nested_block};
+    static void (*const ways[5][2])(int64_t, int64_t, void *) = {
+        [2] = {range_2_0, range_2_1}, [3] = {range_3_0, range_3_1}, [4] = {range_4_0, range_4_1}};
+    topcoat_parallel_for(count, 32768 / (columns + 1) + 1, threads, ways[bits][bf16], &a);
 }

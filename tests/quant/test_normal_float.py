@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from topcoat.errors import TopcoatError
 from topcoat.kernels.nf4_dequant import NF4_TABLE
-from topcoat.quant.nf4 import Nf4
-from topcoat.quant.pack import unpack
-from topcoat.quant.settings import Nf4Config
-from topcoat.quant.sixteen import PIECE
+from topcoat.kernels.packed_codes import unpack
+from topcoat.quant.levels import PIECE
+from topcoat.quant.normal_float import NORMAL_FLOAT, Nf4, NormalFloat
+from topcoat.quant.settings import Nf4Config, NormalFloatConfig
 
 # MAE and RMSE on N(0, 1); the MAE by block size are the means bitsandbytes' own tests use.
 MAE = {32: 0.067746, 64: 0.072798, 128: 0.076831, 256: 0.080337, 512: 0.083547, 1024: 0.086610, 4096: 0.092547}
@@ -132,3 +132,28 @@ def test_scales_too_large_to_average_are_refused_with_advice():
         Nf4(Nf4Config()).quantize(torch.full((8, 64), 3e38))
     assert "double_quant: false" in caught.value.problems[0].fix
     assert Nf4(Nf4Config(double_quant=False)).quantize(torch.full((8, 64), 3e38)).tensors["absmax"].max() == 3e38
+
+
+@pytest.mark.parametrize(("bits", "mae", "rmse"), [(3, 0.15988, 0.20153), (2, 0.38411, 0.45877)])
+def test_the_error_of_fewer_levels_is_the_measured_one(bits, mae, rmse):
+    """IR-QLoRA's tables of 8 and 4 levels, on normal weights in blocks of 64."""
+    weight = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(bits))
+    format = NormalFloat(NormalFloatConfig(format=f"nf{bits}", double_quant=False))
+    error = format.dequantize(format.quantize(weight), torch.float32) - weight
+    assert error.abs().mean() == pytest.approx(mae, abs=1e-3)
+    assert error.square().mean().sqrt() == pytest.approx(rmse, abs=2e-3)
+
+
+@pytest.mark.parametrize("bits", [3, 2])
+@pytest.mark.parametrize("shape", [(4, 96), (5, 37), (1, 1), (3, 130)])
+def test_fewer_levels_are_the_nearest_of_their_table_and_back_again(bits, shape):
+    """By a plain loop, short last blocks and codes that end inside a byte among them."""
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(bits))
+    format = NormalFloat(NormalFloatConfig(format=f"nf{bits}", block_size=32, double_quant=False))
+    q, table, flat = format.quantize(weight), NORMAL_FLOAT[bits].values, weight.flatten().tolist()
+    wanted = []
+    for start in range(0, len(flat), 32):
+        largest = max(map(abs, flat[start : start + 32]))
+        wanted += [min(table, key=lambda level: abs(level - w / largest)) * largest for w in flat[start : start + 32]]
+    torch.testing.assert_close(format.dequantize(q, torch.float32).flatten(), torch.tensor(wanted))
+    assert q.tensors["codes"].numel() == {3: 3 * -(-len(flat) // 8), 2: -(-len(flat) // 4)}[bits]
