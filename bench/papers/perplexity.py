@@ -18,7 +18,7 @@ from bench.papers.data import text_file
 from bench.papers.simulated import BITS, SIMULATED
 from topcoat.data.batches import packed
 from topcoat.data.render import NOWHERE, Example
-from topcoat.kernels.packed_codes import unpack_bits
+from topcoat.kernels.packed_codes import unpack, unpack_bits
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.quant.base import QuantizedWeight
@@ -66,8 +66,9 @@ def codes_of(state: QuantizedWeight) -> tuple[Tensor, int] | None:
     if "low" in state.tensors:
         bits = 8 * codes.shape[1] // state.shape[1]
         return unpack_bits(codes, bits).reshape(-1, int(state.scalars["group_size"])), bits
-    both = torch.stack((codes >> 4, codes & 15), -1).reshape(-1)  # the first of two lies high
-    return both.reshape(-1, int(state.scalars["block_size"])), 4
+    bits = int(state.format[2])  # nf4, nf3-icq, ...
+    flat = unpack(codes, state.shape[0] * state.shape[1], bits)
+    return flat.reshape(-1, int(state.scalars["block_size"])), bits
 
 
 def through(store: Mapping[str, Any]) -> Callable[[Tensor], tuple[Tensor, float, float | None]]:

@@ -12,15 +12,13 @@ from bench.papers.intervals import Line, below, mean_loss, not_above, over_rows,
 from bench.papers.lab import Found, Lab
 from bench.papers.protocol import Chart, Experiment, Outcome, Table
 
-PAIRS: dict[int, tuple[str, str]] = {4: ("nf4+dq", "nf4+dq icq"), 3: ("int3", "int3 icq"), 2: ("int2", "int2 icq")}
+PAIRS = {bits: (f"nf{bits}+dq", f"nf{bits}+dq icq") for bits in (4, 3, 2)}
 STORES: dict[str, dict[str, object] | None] = {
     "bf16": None,
-    "nf4+dq": {"format": "nf4", "double_quant": True},
-    "nf4+dq icq": {"format": "nf4-icq", "double_quant": True},
     **{
-        f"int{bits}{name}": {"format": f"int{bits}", "group_size": 32, "rounding": rounding}
-        for bits in (3, 2)
-        for name, rounding in (("", "nearest"), (" icq", "icq"))
+        name: {"format": stored, "double_quant": True}
+        for bits, names in PAIRS.items()
+        for name, stored in zip(names, (f"nf{bits}", f"nf{bits}-icq"), strict=True)
     },
 }
 RANK, TURNS = 16, 2
@@ -47,7 +45,7 @@ def run(lab: Lab) -> Outcome:
     )
     lines = [*calibrated(found), *repaired(found, started)]
     rows, figures = tuned(lab)
-    bars = {name: math.exp(mean_loss(row["losses"][TEXTS[0]])) for name, row in found.items() if "int2" not in name}
+    bars = {name: math.exp(mean_loss(row["losses"][TEXTS[0]])) for name, row in found.items() if "nf2" not in name}
     chart = Chart("SmolLM2-135M untuned, perplexity of WikiText-2", bars=bars)
     figures |= {"ratios": started["ratios"]}
     return Outcome(lines, Table(HEADER, [*untuned_rows(found, started), *rows]), chart, figures)
@@ -136,8 +134,8 @@ EXPERIMENT = Experiment(
     source="Qin et al. 2024 (IR-QLoRA), arXiv:2402.05445: MMLU of LLaMA-7B after Alpaca, mean entropy of codes 3.67 to "
     "3.74 bits; Li et al. 2023 (LoftQ), arXiv:2310.08659; Meng et al. 2024 (PiSSA), arXiv:2404.02948",
     protocol=f"SmolLM2-135M-Instruct, {WINDOWS} windows of {WINDOW} tokens of each text as in 12.4; LoftQ and QPiSSA "
-    f"of rank {RANK} on all 210 matrices by their definition, against NF4 with double quantization. ICQ at 3 and 2 "
-    "bits is the integer variant. Tuned, without a pass line: "
+    f"of rank {RANK} on all 210 matrices by their definition, against NF4 with double quantization. "
+    "Tuned, without a pass line: "
     f"{DATA.say()}, one epoch, batch 16, r 16 alpha 32, rate {RATE:g}, {SEEDS} seeds.",
     paper=Table(["weights and adapter", "MMLU"], PAPER_ROWS),
     paper_chart=Chart("IR-QLoRA: MMLU of LLaMA-7B", bars={str(name): float(value) for name, value in PAPER_ROWS}),
