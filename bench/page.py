@@ -84,6 +84,7 @@ def _machine(facts: dict[str, Any], rows: Sequence[Row]) -> str:
     sentences = [
         f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {environment['threads']} threads",
         f"{environment['when'][:10]}: {workloads}",
+        f"Commit {environment['commit']}" if environment.get("commit") else "",
         f"A bf16 product reaches {' and '.join(f'{v:.0f}' for v in facts['ceiling'].values())} GFLOP/s (before, after)",
         f"Other processes used {statistics.median(loads):.2f} cores in the median step" if loads else "",
         f"The hypervisor took {environment['steal_s']:.1f} seconds" if "steal_s" in environment else "",
@@ -129,11 +130,15 @@ def reached(workload: Workload, row: Row) -> bool:
 
 def _profile(profile: dict[str, Any]) -> Iterator[str]:
     """The parts of a step."""
-    yield f"{profile['says']}: {profile['step_s']:.2f} seconds a step.\n"
-    yield "| part | seconds | share |"
-    yield "| --- | ---: | ---: |"
+    step, floors = profile["step_s"], profile["floors"]
+    yield f"{profile['says']}: {step:.2f} seconds a step (commit {profile['commit']}). The floor is what the operations"
+    yield f"of a part take at the {profile['ceiling_gflops']:,} GFLOP/s of one large product.\n"
+    yield "| part | seconds | share | floor |"
+    yield "| --- | ---: | ---: | ---: |"
     for part, seconds in profile["parts"].items():
-        yield f"| {part} | {seconds:.3f} | {seconds / profile['step_s']:.0%} |"
+        floor = f"{floors[part]:.3f}" if part in floors else ""
+        yield f"| {part} | {seconds:.3f} | {seconds / step:.0%} | {floor} |"
+    yield f"| together | {step:.3f} | | {sum(floors.values()):.3f} |"
 
 
 def _verdict(hit: bool) -> str:

@@ -3,8 +3,9 @@
     python -m bench.profile
 
 Every call of the compiled library and every product of torch is timed from Python; what is left is Python itself and
-small operations. The medians over STEPS steps are written to bench/results/profile.json, and `python -m bench.page`
-makes a table of them: a share of the ceiling that is not reached is explained there.
+small operations. Beside each part that multiplies matrices stands its floor, the seconds that its operations take at
+the speed of one large product. The medians over STEPS steps are written to bench/results/profile.json, and
+`python -m bench.page` makes a table of them: a share of the ceiling that is not reached is explained there.
 """
 
 from __future__ import annotations
@@ -18,26 +19,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.flops import Shape, step_flops
 from bench.machine import Watch
 from bench.prepare import make_model
+from bench.run import ceiling, commit
+from topcoat.planning.machine import machine, usable_cores
 
 ROOT = Path(__file__).parents[1]
 STEPS, WARM = 9, 3
-DOCUMENTS, LENGTH = 4, 512
+DOCUMENTS, LENGTH, RANK = 4, 512, 16
+LINEARS = "frozen weights and adapters, their gradients, and the gate"
+ATTENTION = "attention"
 LIBRARY = {
-    "product": "frozen weights, with what adapters add and the gate",
-    "outer": "gradients of the adapters",
-    "attention_forward": "attention",
-    "attention_backward": "attention",
+    "projection_forward": LINEARS,
+    "projection_backward": LINEARS,
+    "projection_fill": "adapters' factors to bf16",
+    "product": LINEARS,
+    "attention_forward": ATTENTION,
+    "attention_backward": ATTENTION,
     "rms_norm": "norms",
     "rms_norm_backward": "norms",
     "rope": "rotary positions",
-    "gated": "gate",
-    "gated_backward": "gate",
     "cross_entropy": "softmax and loss",
 }
 """A function of the compiled library -> the part of a step that it is."""
-THIN, HEAD, REST = "the adapters' inner products", "head", "Python and small operations"
+HEAD, REST = "head", "Python and small operations"
 
 
 class Clock:
@@ -53,8 +59,7 @@ class Clock:
         def run(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             answer = work(*args, **kwargs)
-            head = self.in_head and part in (LIBRARY["product"], THIN)
-            self.seconds[HEAD if head else part] += time.perf_counter() - began
+            self.seconds[HEAD if self.in_head and part == LINEARS else part] += time.perf_counter() - began
             return answer
 
         return run
@@ -75,14 +80,14 @@ def measure(model: str) -> dict[str, float]:
 
     torch.manual_seed(0)
     base = load_model(ModelSettings(path=model, compute_dtype="bf16", device="cpu"))
-    adapters = attach(base.model, LoraConfig(r=16))
+    adapters = attach(base.model, LoraConfig(r=RANK))
     base.model.train()
     fused, library, clock = fuse(base.model), native_library(), Clock()
     if isinstance(fused, str) or library is None:
         raise SystemExit(f"there is nothing to profile: {fused if isinstance(fused, str) else 'no compiled library'}")
     for name, part in LIBRARY.items():
         setattr(library, name, clock.timed(getattr(library, name), part))
-    torch.mm = clock.timed(torch.mm, THIN)
+    torch.mm = clock.timed(torch.mm, LINEARS)
     T, vocab = DOCUMENTS * LENGTH, base.vocab_rows
     ids, targets = torch.randint(vocab, (1, T)), torch.randint(vocab, (T,))
     positions = torch.arange(LENGTH).repeat(DOCUMENTS)[None]
@@ -107,17 +112,35 @@ def measure(model: str) -> dict[str, float]:
     return {part: statistics.median(values) for part, values in found.items()}
 
 
+def floors_s(shape: Shape, gflops: float) -> dict[str, float]:
+    """Part -> the seconds of its operations at `gflops`; flops.py counts them."""
+    lengths, rank, policies = [LENGTH] * DOCUMENTS, RANK, ["none"] * shape.layers
+    tokens = DOCUMENTS * LENGTH
+    head = 4 * shape.vocabulary * shape.hidden * tokens
+    attention = 7 * shape.layers * shape.query * DOCUMENTS * LENGTH**2
+    whole = step_flops(shape, lengths, tokens, rank, policies)
+    found = {LINEARS: whole - head - attention, HEAD: head, ATTENTION: attention}
+    return {name: operations / gflops / 1e9 for name, operations in found.items()}
+
+
 def main() -> None:
     cache = ROOT / "bench" / ".cache"
     if not (cache / "models" / "smollm2-135m" / "made").exists():
         make_model("smollm2-135m", cache)
     watch = Watch.begin([os.getpid()])
-    parts = measure(str(cache / "models" / "smollm2-135m" / "base"))
-    step = parts.pop("step")
+    base = cache / "models" / "smollm2-135m" / "base"
+    before = ceiling("cpu", usable_cores())
+    parts = measure(str(base))
+    gflops = max(before, ceiling("cpu", usable_cores()))
+    step, floors = parts.pop("step"), floors_s(Shape.of(json.loads((base / "config.json").read_text())), gflops)
     result = {
         "says": f"SmolLM2-135M, LoRA r 16 on all linears, bf16, {DOCUMENTS} x {LENGTH} tokens, without the optimizer",
         "step_s": round(step, 4),
         "others_cores": watch.end()["other_load"],
+        "commit": commit(),
+        "machine": machine(ROOT, ask_torch=False).as_json(),
+        "ceiling_gflops": round(gflops),
+        "floors": {name: round(value, 4) for name, value in floors.items()},
         "parts": {name: round(value, 4) for name, value in sorted(parts.items(), key=lambda item: -item[1])},
     }
     text = json.dumps(result, indent=1)

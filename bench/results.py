@@ -1,9 +1,10 @@
 """From measured steps to rows and ratios, and the file they are kept in. No torch, no processes: arithmetic.
 
-Tokens a second are the median over the rounds in which contenders take turns (from round 1 on), or of the sweep's one
-timed step (round 0) where a contender took no turns. A speed ratio is the median, over the rounds that two contenders
-took side by side, of the ratio within the round, so that what slows the machine for a while slows both; where they
-share no round it is the ratio of the medians. Contenders that a gate has stopped are listed and compared with nothing.
+Tokens a second are the median over the rounds in which contenders take turns (from round 1 on), or over the sweep's
+timed steps (rounds 0, -1, ...) where a contender took no turns. A speed ratio is the median, over the rounds that two
+contenders took side by side, of the ratio within the round, so that what slows the machine for a while slows both;
+where they share no round it is the ratio of the medians. Contenders that a gate has stopped are listed and compared
+with nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ QLORA = ("135m-alpaca-nf4", "135m-alpaca")
 
 
 def timed(row: Mapping[str, Any]) -> dict[int, float]:
-    """Round -> tokens a second, warm-up left out; round 0, which is no turn, only where there is no other."""
+    """Round -> tokens a second, warm-up left out; the sweep's, which are no turns, only where there are no others."""
     found = {s["round"]: s["tokens"] / s["seconds"] for s in row["steps"] if s["round"] is not None}
     return {round_: speed for round_, speed in found.items() if round_ > 0} or found
 

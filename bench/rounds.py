@@ -1,7 +1,7 @@
 """One workload measured: who is the best peer, then that peer and ours side by side, a step each in turn.
 
-Peers are swept one after another: two steps, the first for warm-up and the gate, the second timed. The fastest that
-passes stays loaded. Then ours are loaded beside it, take the same two steps, and every round asks each contender for
+Peers are swept one after another: a step for warm-up and the gate, then SWEPT timed ones, or one where that is far
+behind. The fastest that passes stays loaded. Then ours are loaded beside it, and every round asks each contender for
 one step on the same documents, so that all meet the same moments of the machine. Where two contenders cannot be in
 memory together (a GPU) the rounds are runs of their own.
 """
@@ -36,7 +36,7 @@ class Measurement:
     threads: int
     rounds: int
     minutes: float
-    """After this the workload takes no more rounds than two."""
+    """Of taking turns: after this the workload takes no more rounds than two."""
     keep: Callable[[Row], None]
     """Called with every row as soon as it is known, and again when it is complete."""
     memory_cap_bytes: int | None = None
@@ -130,15 +130,15 @@ def measure(run: Measurement, names: Sequence[str]) -> None:
     run.make_reference()
     run.say(f"{run.workload.name}: {run.workload.title}")
     chosen = [CONTENDERS[name] for name in names]
-    until = time.monotonic() + 60 * run.minutes
     with ExitStack() as stack:
         best = _sweep(run, [c for c in chosen if not c.is_ours], stack)
         processes = [best] if best else []
         for contender in (c for c in chosen if c.is_ours):
             try:
-                processes.append(_two_steps(run, contender, stack))
+                processes.append(_stepped(run, contender, stack, lambda process: False))
             except Failed as why:
                 run.failed(contender, why)
+        until = time.monotonic() + 60 * run.minutes
         for round_ in range(1, run.rounds + 1):
             if round_ > 2 and time.monotonic() > until:
                 run.say(f"  {run.minutes:.1f} minutes are over: {round_ - 1} rounds of {run.rounds}")
@@ -152,19 +152,30 @@ def measure(run: Measurement, names: Sequence[str]) -> None:
             run.tell(row)
 
 
-def _two_steps(run: Measurement, contender: Contender, stack: ExitStack) -> Process:
+SWEPT, BEHIND = 3, 1.5
+"""Timed steps before the turns, and how many times slower than the best so far is not worth more than one."""
+
+
+def _stepped(run: Measurement, contender: Contender, stack: ExitStack, is_behind: Callable[[Process], bool]) -> Process:
+    """A warm-up and SWEPT timed steps, as many for all that take turns: then their documents stay the same."""
     process = run.start(contender, stack)
     process.step(None)
     process.step(0)
+    for again in range(1, SWEPT if not is_behind(process) else 1):
+        process.step(-again)
     return process
 
 
 def _sweep(run: Measurement, peers: Sequence[Contender], stack: ExitStack) -> Process | None:
-    """Two steps of each peer; the fastest of those to be compared with stays, the others end."""
+    """Some steps of each peer; the fastest of those to be compared with stays, the others end."""
     best: tuple[float, Process] | None = None
+
+    def is_behind(process: Process) -> bool:
+        return best is not None and tokens_per_s(run.row(process)) * BEHIND < best[0]
+
     for contender in peers:
         try:
-            process = _two_steps(run, contender, stack)
+            process = _stepped(run, contender, stack, is_behind)
         except Failed as why:
             run.failed(contender, why)
             continue

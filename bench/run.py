@@ -31,6 +31,7 @@ from bench.workloads import DEFAULTS, SUITES, Workload
 from topcoat.planning.machine import available_memory_bytes, machine, usable_cores
 
 HERE = Path(__file__).parent
+ROUNDS = {"cpu": 50, "gpu": 5}
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,9 +41,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", metavar="NAME", help="; ".join(SUITES["cpu"] | SUITES["gpu"]))
     parser.add_argument("--contenders", nargs="+", metavar="NAME", choices=list(CONTENDERS), help=", ".join(CONTENDERS))
     parser.add_argument("--all", action="store_true", help="also the contenders known to be behind")
-    parser.add_argument("--rounds", type=int, default=5, help="most turns that the contenders take (%(default)s)")
+    parser.add_argument("--rounds", type=int, help=f"most turns that the contenders take {ROUNDS}")
     parser.add_argument("--steps", type=int, default=10, help="GPU: timed steps in one turn (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=4.5, help="a workload's time, peers' sweep included")
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="CPU: a workload's time of taking turns (%(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="one round: shows that all run, and no speed")
     parser.add_argument("--now", action="store_true", help="measure while other processes are busy")
     parser.add_argument("--wait-minutes", type=float, default=60, help="longest wait for a quiet machine")
@@ -58,6 +61,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown:
         parser.error(f"no workload {', '.join(unknown)}; there are {', '.join(SUITES[options.suite])}")
     options.workloads = options.workloads or list(DEFAULTS[options.suite])
+    options.rounds = options.rounds or ROUNDS[options.suite]
     options.output = options.output or HERE / "results" / f"{options.suite}.json"
     if options.quick:
         options.rounds, options.minutes, options.steps = 1, 1.0, 1
@@ -95,12 +99,24 @@ def ceiling(suite: str, threads: int) -> float:
     return found
 
 
+def commit() -> str | None:
+    """The commit that is measured, "+" behind it where files differ from it; None outside of a repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=HERE.parent, check=False, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    found = git("rev-parse", "--short=12", "HEAD")
+    return (found + ("+" if git("status", "--porcelain", "--", "src", "bench") else "")) or None
+
+
 def environment(when: str, options: argparse.Namespace) -> dict[str, Any]:
     """The machine and the versions on both sides."""
     listing = [options.peers_python, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
     peers = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
     return {
         "when": when,
+        "commit": commit(),
         "waited_for_quiet": not options.now,
         "kernel": platform.release(),
         "threads": options.threads,

@@ -65,8 +65,11 @@ def test_page_and_plot_are_the_same_for_the_same_results(tmp_path):
 
 def test_a_profile_is_shown_by_its_parts():
     result = small(row("topcoat-none", [1.0], 40), row("trl-packed", [5.5], 100))
-    text = page([result], {"says": "one model", "step_s": 2.0, "parts": {"products": 1.5, "the rest": 0.5}})
+    facts = {"says": "one model", "step_s": 2.0, "commit": "abc", "ceiling_gflops": 1900, "floors": {"products": 1.25}}
+    text = page([result], {**facts, "parts": {"products": 1.5, "the rest": 0.5}})
     assert "### Where the time goes" in text
-    assert "one model: 2.00 seconds a step." in text
-    assert "| products | 1.500 | 75% |" in text
+    assert "one model: 2.00 seconds a step (commit abc)." in text
+    assert "| products | 1.500 | 75% | 1.250 |" in text
+    assert "| the rest | 0.500 | 25% |  |" in text
+    assert "| together | 2.000 | | 1.250 |" in text
     assert "Where the time goes" not in page([result])

@@ -41,8 +41,8 @@ def test_quick_measures_ours_beside_peft(cache, tmp_path, monkeypatch):
     for row in (peft, ours):
         assert row["gate"]["passed"]
         assert row["gate"]["loss"] == pytest.approx(row["gate"]["reference"]["loss"], rel=1e-5)
-        assert [step["round"] for step in row["steps"]] == [None, 0, 1]
-        assert [step["tokens"] for step in row["steps"]] == [256] * 3
+        assert [step["round"] for step in row["steps"]] == [None, 0, -1, -2, 1]
+        assert [step["tokens"] for step in row["steps"]] == [256] * 5
         assert row["peak_bytes"] >= row["load_peak_bytes"] > 0
     for theirs, mine in zip(peft["steps"], ours["steps"], strict=True):  # the same training, not only the same start
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
@@ -51,6 +51,7 @@ def test_quick_measures_ours_beside_peft(cache, tmp_path, monkeypatch):
     assert ours["speed_ratio"] > 0
     assert found["ceiling"] == {"before": 100.0, "after": 100.0}
     assert found["environment"]["peers"]["peft"]
+    assert found["environment"]["commit"] == run.commit()
 
 
 def test_a_shifted_label_is_stopped_and_counts_for_nothing(cache, tmp_path):
