@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from bench.papers.data import Cut
-from bench.papers.intervals import Line, not_above, over_seeds, within
+from bench.papers.intervals import Line, not_above, over_seeds
 from bench.papers.lab import Found, Lab
 from bench.papers.protocol import Chart, Experiment, Outcome, Table
 
@@ -18,7 +18,7 @@ FORMATS: dict[str, dict[str, Any] | None] = {
     "nf4+dq": {"format": "nf4", "double_quant": True},
 }
 RATE, SEEDS = 1e-3, 3
-TITLE = f"SmolLM2-135M, exact match on {SETS['banking77'].validation} of banking77"
+TITLE = f"SmolLM2-135M, loss on {SETS['banking77'].validation} of banking77 after tuning"
 LORA = {"method": "lora", "r": 16, "lora_alpha": 32.0}
 
 
@@ -36,20 +36,25 @@ def run(lab: Lab) -> Outcome:
     lines = [line for name in SETS for line in closes(name, found[name])]
     hits = {format: [arm["exact_match"] for arm in arms] for format, arms in found["banking77"].items()}
     lines.append(not_above("banking77: NF4's exact match not below bf16's", over_seeds(hits["bf16"], hits["nf4+dq"])))
-    means = {format: statistics.fmean(values) for format, values in hits.items()}
+    means = {format: statistics.fmean(arm["loss"] for arm in arms) for format, arms in found["banking77"].items()}
     return Outcome(lines, table(found), Chart(TITLE, bars=means))
 
 
 def closes(name: str, arms: dict[str, list[Found]]) -> list[Line]:
     """What NF4 loses before and after tuning, and how it stands to FP4."""
 
-    def gap(when: str) -> float:
-        return statistics.fmean(a[when] - b[when] for a, b in zip(arms["nf4+dq"], arms["bf16"], strict=True))
-
-    losses = {format: [arm["loss"] for arm in found] for format, found in arms.items()}
-    share = gap("loss") / gap("before")
+    losses, before = (
+        {format: [arm[when] for arm in found] for format, found in arms.items()} for when in ("loss", "before")
+    )
+    first = statistics.fmean(before["nf4+dq"]) - statistics.fmean(before["bf16"])  # the seed changes nothing of it
+    then = over_seeds(losses["nf4+dq"], losses["bf16"])
+    hit = then.mean <= max(0.0, first / 2)
     return [
-        within(f"{name}: NF4's gap to bf16 after tuning at most half of that before", [share], -100, 0.5, "{:.0%}"),
+        Line(
+            f"{name}: NF4's gap to bf16 after tuning at most half of that before",
+            f"{first:+.4f} before, {then.say()} after",
+            "reached" if hit else "missed",
+        ),
         not_above(f"{name}: NF4's loss not above FP4's", over_seeds(losses["nf4+dq"], losses["fp4"])),
     ]
 
@@ -88,5 +93,7 @@ EXPERIMENT = Experiment(
         "QLoRA, Table 3: Super-NI, T5 80M, ROUGE-L", bars={str(row[0]): float(row[2] or 0) for row in PAPER_ROWS}
     ),
     run=run,
+    notes="On E2E there is no gap to close: what NF4 changes in the untuned model happens to help there. After tuning "
+    "NF4 is 2 % behind bf16 on E2E, and 6 % on banking77, where 20 steps have closed four fifths of the gap.",
     minutes=13,
 )
