@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from topcoat.adapters.files import load_adapter
 from topcoat.errors import TopcoatError
+from topcoat.exporting.labels import label_logits_of
+from topcoat.model.load import load_model
+from topcoat.model.score import put_score_head
+from topcoat.model.settings import ModelSettings
 from topcoat.recipe.load import recipe_from_dict
 from topcoat.runs.merging import merge_run
 from topcoat.runs.run import run
@@ -56,10 +62,11 @@ def test_every_objective_is_measured():
         ({}, None, {}),
         ({"compute_dtype": "bf16", "quantization": {"format": "nf4"}}, None, {"neftune_noise_alpha": 2}),
         ({}, {"method": "full"}, {"learning_rate": 2e-3}),
+        ({}, {"method": "p_tuning_v2", "num_virtual_tokens": 4}, {"learning_rate": 5e-2}),
         pytest.param({}, {"method": "ia3"}, {"label_smoothing": 0.05, "learning_rate": 5e-2}, marks=pytest.mark.slow),
         pytest.param({}, None, {"class_weights": "balanced", "micro_batch_tokens": 16}, marks=pytest.mark.slow),
     ],
-    ids=["LoRA", "QLoRA with NEFTune", "full", "IA3 with smoothing", "weighted in micro batches"],
+    ids=["LoRA", "QLoRA with NEFTune", "full", "a prefix", "IA3 with smoothing", "weighted in micro batches"],
 )
 def test_it_learns_the_labels_of_four_texts(model, adapter, train, recipe_of, tmp_path, topcoat):
     recipe = recipe_of("classification", labelled(), adapter, model, **train)
@@ -185,10 +192,38 @@ def test_a_labelled_run_takes_no_system_message(finished, topcoat, monkeypatch):
     assert "it takes no system message" in done.err
 
 
-def test_a_method_that_trains_no_head_is_refused(recipe_of):
-    recipe = recipe_of("classification", labelled(), {"method": "prompt_tuning", "num_virtual_tokens": 4})
-    with pytest.raises(TopcoatError, match="trains no head beside it"):
-        run(recipe_from_dict(recipe))
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_peft_reads_virtual_tokens_with_the_head_that_was_trained_beside_them(method, recipe_of, tiny_llama, tmp_path):
+    recipe = recipe_of("classification", labelled(), {"method": method, "num_virtual_tokens": 4}, learning_rate=3e-2)
+    run(recipe_from_dict(recipe | {"output": str(tmp_path / "run")}))
+    folder, found = tmp_path / "run" / "adapter", results_of(tmp_path / "run")
+    assert json.loads((folder / "adapter_config.json").read_text())["modules_to_save"] == ["score"]
+    config = AutoConfig.from_pretrained(folder)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, config=config, dtype=torch.float32)
+    model, tokenizer = PeftModel.from_pretrained(base, folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for text, sample in zip(TEXTS, found["samples"], strict=True):  # one by one: before a padded row PEFT reads its end
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        assert config.id2label[int(logits.argmax())] == sample["adapter"]
+
+
+def test_a_labelling_adapter_of_peft_is_read(tiny_llama, tmp_path):
+    """Its settings name a "classifier" too, which no model here has."""
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=2, dtype=torch.float32)
+    theirs = get_peft_model(base, PeftLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    theirs.save_pretrained(tmp_path)
+    assert "classifier" in json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"]
+    ours = load_model(ModelSettings(path=str(tiny_llama), compute_dtype="fp32", device="cpu"))
+    put_score_head(ours, "classification", ["a", "b"], 0)
+    load_adapter(ours.model, tmp_path)
+    ids = [5, 9, 33, 7]
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor([ids])).logits
+    torch.testing.assert_close(label_logits_of(ours.model, [ids])[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_it_learns_a_text_by_heart(tiny_recipe, tmp_path, topcoat):

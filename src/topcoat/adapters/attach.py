@@ -54,7 +54,7 @@ class Adapters:
     tied: dict[str, TrainedRows] = field(default_factory=dict)
     """The head that follows those rows."""
     prompt: VirtualTokens | None = None
-    """The virtual tokens before every document; with them there is nothing else."""
+    """The virtual tokens before every document; beside them there are `copies` at most."""
     replaced: dict[str, nn.Module] = field(default_factory=dict)
     trained_before: list[nn.Parameter] = field(default_factory=list)
     """Parameters that wanted gradients before `attach` froze them; `detach` lets them train again."""
@@ -182,13 +182,15 @@ def place(model: nn.Module, config: AdapterConfig, start: Start | None) -> Adapt
         _train_everything(adapters)
         return adapters
     if isinstance(config, PromptConfig):
+        saved = modules_to_save(model, config.modules_to_save, [], from_file=start is None)
         _add_tokens(adapters, config, start)
+        _train_whole(adapters, saved)
         return adapters
     if not isinstance(config, TargetedConfig):
         raise TypeError(f"{type(config).__name__} says nothing of where it goes")
     linears = adaptable_linears(model)
     targets = chosen(list(linears), config)
-    saved = modules_to_save(model, config.modules_to_save, targets)
+    saved = modules_to_save(model, config.modules_to_save, targets, from_file=start is None)
     tokens = config.trainable_token_indices if isinstance(config, TokenRowsConfig) else []
     embedding = find_embedding(model, tokens, saved) if tokens else None
     layers = METHODS[config.method].build({path: frozen(linears[path]) for path in targets}, config, start)
@@ -199,13 +201,18 @@ def place(model: nn.Module, config: AdapterConfig, start: Start | None) -> Adapt
         adapters.replaced[path] = _replace(model, path, layer)
     if isinstance(config, LoraConfig) and config.init_lora_weights == "loftq":
         adapters.only_on = {path: stored_as(layer.base) for path, layer in layers.items()}
-    for path in saved:
-        module = TrainedCopy(model.get_submodule(path))
-        adapters.copies[path] = module
-        adapters.replaced[path] = _replace(model, path, module)
+    _train_whole(adapters, saved)
     if embedding is not None:
         _train_rows(adapters, *embedding)
     return adapters
+
+
+def _train_whole(adapters: Adapters, paths: list[str]) -> None:
+    """The modules at `paths` train as copies of their own."""
+    for path in paths:
+        module = TrainedCopy(adapters.model.get_submodule(path))
+        adapters.copies[path] = module
+        adapters.replaced[path] = _replace(adapters.model, path, module)
 
 
 def _add_tokens(adapters: Adapters, config: PromptConfig, start: Start | None) -> None:

@@ -31,7 +31,7 @@ from topcoat.errors import Problem, Refused, TopcoatError
 from topcoat.files import write_file
 from topcoat.json_files import read_json_object
 
-PREFIX = "base_model.model."
+OUTER, PREFIX = "base_model.", "base_model.model."
 WEIGHTS, IDENTITY = "adapter_model.safetensors", "topcoat.json"
 
 
@@ -82,13 +82,14 @@ def _slots(adapters: Adapters) -> dict[str, Tensor]:
 
 def _shared(adapters: Adapters) -> dict[str, Tensor]:
     """What all layers have in common, behind the name of PEFT's outer module only."""
-    return {f"base_model.{name}": tensor for name, tensor in adapters.shared().items()}
+    return {f"{OUTER}{name}": tensor for name, tensor in adapters.shared().items()}
 
 
 def _beside(adapters: Adapters) -> dict[str, Tensor]:
     """What trains beside the layers: whole modules and rows of the embedding."""
     inside = tuple(f"{path}." for path in (*adapters.layers, VIRTUAL_TOKENS))
-    return {f"{PREFIX}{n}": p for n, p in adapters.parameters().items() if not n.startswith(inside)}
+    prefix = PREFIX if adapters.prompt is None else OUTER  # PEFT puts no model of its own around one with tokens
+    return {f"{prefix}{n}": p for n, p in adapters.parameters().items() if not n.startswith(inside)}
 
 
 def load_adapter(model: nn.Module, folder: Path, identity: Mapping[str, str] | None = None) -> Adapters:

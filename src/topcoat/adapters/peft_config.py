@@ -141,7 +141,7 @@ def read_peft_config(folder: Path) -> TargetedConfig | PromptConfig:
         made, own = kind.read(values)
         if issubclass(made, TokenRowsConfig):
             own = own | {"trainable_token_indices": _read_tokens(values.get("trainable_token_indices") or [])}
-        return made.model_validate((_placed(values) if kind.targeted else {}) | own)
+        return made.model_validate((_placed(values) if kind.targeted else {}) | _beside(values) | own)
     except ValidationError as error:
         first = error.errors()[0]
         raise TopcoatError(
@@ -164,7 +164,7 @@ def _shortest(paths: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _placed(values: Values) -> Values:
-    """Where the adapter stands and what trains beside it: the same keys for every method."""
+    """Where the adapter stands: the same keys for every method on linears."""
     layers, excluded = values.get("layers_to_transform"), _read_targets(values.get("exclude_modules") or [])
     if isinstance(excluded, list):  # a head or an embedding is never adapted here, and need not be left out
         excluded = [name for name in excluded if not any(_is_meant([name], path) for path in _OUTSIDE)]
@@ -172,8 +172,12 @@ def _placed(values: Values) -> Values:
         "target_modules": _read_targets(values["target_modules"]),
         "exclude_modules": excluded,
         "layers_to_transform": [layers] if isinstance(layers, int) else layers or None,
-        "modules_to_save": _sorted(values.get("modules_to_save") or []),
     }
+
+
+def _beside(values: Values) -> Values:
+    """What trains beside the adapter."""
+    return {"modules_to_save": _sorted(values.get("modules_to_save") or [])}
 
 
 def _read_targets(targets: Any) -> Any:

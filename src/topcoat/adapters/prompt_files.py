@@ -96,7 +96,6 @@ PROMPT_KINDS: dict[str, tuple[Write, Read]] = {
 PROMPT_NEEDS = ("num_virtual_tokens",)
 PROMPT_MUST_BE: Mapping[str, tuple[Any, ...]] = {
     "num_transformer_submodules": (1, None),
-    "modules_to_save": (None, []),
 }
 """Settings that change what PEFT computes and that this reader does not know."""
 

@@ -11,13 +11,17 @@ from topcoat.quant.frozen import Frozen
 from topcoat.quant.linear import FrozenLinear
 
 
-def modules_to_save(model: nn.Module, names: list[str], targets: list[str]) -> list[str]:
-    """The paths that `names` mean, each once. Raises TopcoatError for those that cannot be trained whole."""
+def modules_to_save(model: nn.Module, names: list[str], targets: list[str], *, from_file: bool = False) -> list[str]:
+    """The paths that `names` mean, each once. Raises TopcoatError for those that cannot be trained whole.
+
+    A file's names may mean nothing here: PEFT writes both "classifier" and "score" for every model that labels, and
+    which tensors there are is checked when they are read.
+    """
     modules = dict(model.named_modules())
     paths: list[str] = []
     for name in names:
         hits = [p for p in modules if p and (p == name or p.endswith("." + name))]
-        if not hits:
+        if not hits and not from_file:
             raise TopcoatError(
                 f"adapter.modules_to_save names {name!r}, which no module of this model has",
                 where="adapter.modules_to_save",

@@ -28,7 +28,14 @@ class AdapterConfig(Config):
         return 0
 
 
-class TargetedConfig(AdapterConfig):
+class BesideConfig(AdapterConfig):
+    """Settings of every method beside which other modules may train."""
+
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Modules trained whole beside the adapter (a full fp32 copy each), such as lm_head of an untied model."""
+
+
+class TargetedConfig(BesideConfig):
     """Settings of every method that stands on linears: which ones, and what trains beside them."""
 
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
@@ -38,8 +45,6 @@ class TargetedConfig(AdapterConfig):
     """Linears to leave out of target_modules: names or regular expressions, as there."""
     layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = None
     """Numbers of the blocks to adapt, from 0; null adapts all of them."""
-    modules_to_save: list[str] = Field(default_factory=list)
-    """Modules trained whole beside the adapter (a full fp32 copy each), such as lm_head of an untied model."""
 
 
 class TokenRowsConfig(TargetedConfig):
@@ -208,7 +213,7 @@ def _pattern_of(patterns: Iterable[str], path: str) -> str:
     return next((pattern for pattern in patterns if re.fullmatch(rf"(.*\.)?({pattern})", path)), "")
 
 
-class PromptConfig(AdapterConfig):
+class PromptConfig(BesideConfig):
     """Settings of every method that adds tokens before the text and changes no weight; none of them can be merged."""
 
     num_virtual_tokens: int = Field(20, ge=1)

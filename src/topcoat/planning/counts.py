@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from topcoat.adapters.patterns import chosen
-from topcoat.adapters.settings import AdapterConfig, FullConfig, PromptConfig, TargetedConfig, TokenRowsConfig
+from topcoat.adapters.settings import (
+    AdapterConfig,
+    BesideConfig,
+    FullConfig,
+    PromptConfig,
+    TargetedConfig,
+    TokenRowsConfig,
+)
 from topcoat.errors import TopcoatError
 from topcoat.kernels.recompute import BlockSizes
 from topcoat.planning.activations import Ranks
@@ -198,7 +205,8 @@ def _everything(a: Architecture) -> Counter[int]:
 def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], list[dict[str, int]]]:
     """Sizes of the adapter's tensors, and for every layer the rank on each adapted linear, by leaf."""
     if isinstance(adapter, PromptConfig):
-        return Counter(prompt_sizes(adapter, a.layers, a.hidden, a.block_sizes.key_value)), []
+        sizes = Counter(prompt_sizes(adapter, a.layers, a.hidden, a.block_sizes.key_value))
+        return sizes + _whole(a, adapter), []
     if not isinstance(adapter, TargetedConfig):
         raise TopcoatError(f"adapter.method {adapter.method} cannot be planned", "adapter.method", "write lora or full")
     by_path = {f"{a.prefix}.{at}.{linear.path}": (at, linear) for at in range(a.layers) for linear in a.linears}
@@ -209,15 +217,22 @@ def _adapted(a: Architecture, adapter: AdapterConfig) -> tuple[Counter[int], lis
         for n in trained_sizes(adapter, path, linear.out_features, linear.in_features):
             trained[n] += linear.copies
         per_layer[at][linear.leaf] = fused_rank(adapter, path) or 0
-    whole = {"lm_head": a.vocab * a.hidden, "embed_tokens": a.vocab * a.hidden, "norm": sum(a.last_norm)}
-    for name in adapter.modules_to_save:
-        if name.rsplit(".", 1)[-1] not in whole:
-            fix = f"a plan counts {', '.join(whole)}"
-            raise TopcoatError(f"adapter.modules_to_save names {name!r}", "adapter.modules_to_save", fix)
-        trained[whole[name.rsplit(".", 1)[-1]]] += 1
+    trained += _whole(a, adapter)
     if isinstance(adapter, TokenRowsConfig) and adapter.trainable_token_indices:
         trained[len(adapter.trainable_token_indices) * a.hidden] += 1
     return trained, per_layer
+
+
+def _whole(a: Architecture, adapter: BesideConfig) -> Counter[int]:
+    """Sizes of the modules that train whole beside the adapter."""
+    known = {"lm_head": a.vocab * a.hidden, "embed_tokens": a.vocab * a.hidden, "norm": sum(a.last_norm)}
+    trained: Counter[int] = Counter()
+    for name in adapter.modules_to_save:
+        if name.rsplit(".", 1)[-1] not in known:
+            fix = f"a plan counts {', '.join(known)}"
+            raise TopcoatError(f"adapter.modules_to_save names {name!r}", "adapter.modules_to_save", fix)
+        trained[known[name.rsplit(".", 1)[-1]]] += 1
+    return trained
 
 
 def _beside(a: Architecture, adapter: AdapterConfig) -> tuple[int, int, int]:

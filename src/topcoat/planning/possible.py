@@ -27,6 +27,7 @@ from topcoat.adapters.patterns import check_patterns, chosen
 from topcoat.adapters.settings import (
     AdaloraConfig,
     AdapterConfig,
+    BesideConfig,
     LoraConfig,
     QaloraConfig,
     TargetedConfig,
@@ -65,6 +66,7 @@ def require_possible(
         for name in ("rank_pattern", "alpha_pattern") if isinstance(adapter, LoraConfig) else ():
             check_patterns(name, getattr(adapter, name), targets)
         problems = [*_ranks(targets, adapter), *_carried(targets, stored, adapter), *problems]
+    if isinstance(adapter, BesideConfig):
         problems += _outside(a, adapter, stored, labelled)
     if problems:
         raise TopcoatError.gather(problems)
@@ -145,7 +147,7 @@ def _rows(a: Architecture, paths: Mapping[str, BlockLinear], stored: _Stored) ->
         yield replace(problem, what=f"{problem.what}: {', '.join(leaves)}")
 
 
-def _outside(a: Architecture, adapter: TargetedConfig, stored: _Stored, labelled: bool) -> Iterator[Problem]:
+def _outside(a: Architecture, adapter: BesideConfig, stored: _Stored, labelled: bool) -> Iterator[Problem]:
     """What cannot train of the head and the embedding."""
     ends = [a.embedding] if labelled else [a.embedding, HEAD]
     saved = [path for path in ends if any(path == n or path.endswith(f".{n}") for n in adapter.modules_to_save)]

@@ -9,6 +9,7 @@ from topcoat.adapters.patterns import find_targets
 from topcoat.adapters.settings import (
     AdaloraConfig,
     AdapterConfig,
+    BesideConfig,
     Ia3Config,
     LoraConfig,
     MissConfig,
@@ -176,7 +177,7 @@ def prompt_on_small(recipe: Recipe, facts: Facts) -> str | None:
 
 def whole_embedding(recipe: Recipe, facts: Facts) -> str | None:
     """New tokens need rows of their own, not the whole embedding: trainable_token_indices keeps a tied head tied."""
-    saved = recipe.adapter.modules_to_save if isinstance(recipe.adapter, TargetedConfig) else []
+    saved = recipe.adapter.modules_to_save if isinstance(recipe.adapter, BesideConfig) else []
     named = [name for name in saved if name.rpartition(".")[2] in ("embed_tokens", "wte", "lm_head")]
     if not named:
         return None

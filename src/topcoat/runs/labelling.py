@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from topcoat.adapters.attach import Adapters
-from topcoat.adapters.settings import AdapterConfig, FullConfig, TargetedConfig
+from topcoat.adapters.settings import AdapterConfig, BesideConfig
 from topcoat.data.conversation import Conversation
 from topcoat.data.labels import Labels
 from topcoat.data.render import DOCUMENT
@@ -25,17 +25,12 @@ MOST_SAID = 5
 def with_label_head(base: Base, adapter: AdapterConfig, labels: Labels | None, seed: int) -> AdapterConfig:
     """Put the head of `labels` on the model, where there are some; returns the adapter's settings with it trained.
 
-    Raises TopcoatError for a method that cannot train a head beside it, or a model that cannot have one.
+    Raises TopcoatError for a model that cannot have one.
     """
     if labels is None:
         return adapter
-    if not isinstance(adapter, FullConfig | TargetedConfig):
-        what = (
-            f"adapter.method {adapter.method} trains no head beside it, which train.objective: {labels.objective} needs"
-        )
-        raise TopcoatError(what, "adapter.method", "write method: lora")
     put_score_head(base, labels.objective, labels.names, seed)
-    if isinstance(adapter, FullConfig) or SCORE in adapter.modules_to_save:
+    if not isinstance(adapter, BesideConfig) or SCORE in adapter.modules_to_save:
         return adapter
     return adapter.model_copy(update={"modules_to_save": [*adapter.modules_to_save, SCORE]})
 
