@@ -205,7 +205,7 @@ def test_a_broken_json_file_is_named(load, saved, text, message, name):
     [
         ({"lora_bias": True}, "lora_bias is True, which this version does not compute"),
         ({"bias": "all"}, "bias is 'all', which this version does not compute"),
-        ({"layers_pattern": "h"}, "layers_pattern is 'h', which this version does not compute"),
+        ({"layers_pattern": "towers"}, "layers_pattern is 'towers', which this version does not compute"),
         ({"layer_replication": [[0, 1]]}, "layer_replication is [[0, 1]], which this version does not compute"),
         ({"layers_to_transform": [-1]}, "layers_to_transform.0 is -1: Input should be greater than or equal to 0"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which this version does not compute"),

@@ -15,6 +15,8 @@ from topcoat.adapters.settings import TargetedConfig
 from topcoat.errors import TopcoatError
 
 ALL_LINEAR = {"target_modules": "; or write target_modules: all-linear"}
+ENDS = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "score")
+"""What heads and embeddings are called."""
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -35,10 +37,18 @@ def find_targets(paths: Iterable[str], targets: str | Sequence[str], setting: st
         raise TopcoatError(
             f"adapter.{setting} matched no linear layer: {empty}",
             where=f"adapter.{setting}",
-            fix=f"this model has {_roles(paths)}" + ALL_LINEAR.get(setting, ""),
+            fix=f"this model has {_roles(paths)}" + ALL_LINEAR.get(setting, "") + _ends(setting, empty),
         )
     wanted = {path for hits in matched.values() for path in hits}
     return [path for path in paths if path in wanted]
+
+
+def _ends(setting: str, empty: Sequence[str]) -> str:
+    """What to do with a head or an embedding that was named: they are no linears of the blocks."""
+    ends = [name for name in empty if name.rpartition(".")[2] in ENDS]
+    if setting != "target_modules" or not ends:
+        return ""
+    return f"; {' and '.join(ends)} can train whole, in adapter.modules_to_save"
 
 
 def chosen(paths: Sequence[str], config: TargetedConfig) -> list[str]:

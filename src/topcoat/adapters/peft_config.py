@@ -42,7 +42,7 @@ Values = dict[str, Any]
 _EVERYWHERE: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
-    "layers_pattern": (None, [], ""),
+    "layers_pattern": (None, [], "", "layers", ["layers"], "h", ["h"]),  # the blocks, which is what is meant without
 }
 _LORA = _EVERYWHERE | {
     "use_qalora": (False, None, True),  # read as the plain LoRA that computes the same: qalora.py
