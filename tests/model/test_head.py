@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from topcoat.adapters.attach import attach
 from topcoat.adapters.settings import LoraConfig
+from topcoat.kernels.linear_cross_entropy import linear_cross_entropy
 from topcoat.model.families import FAMILIES
 from topcoat.model.head import plain_head
 from topcoat.model.tiny import tiny_model
@@ -25,6 +27,24 @@ def test_hidden_states_times_the_head_are_the_logits(model_type):
         logits = head.softcap * torch.tanh(logits / head.softcap)
     assert_close(logits, model(IDS).logits)
     assert (head.softcap is not None) == (model_type == "gemma2")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "own"),
+    [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.0625}), ("cohere2", {"logit_scale": 0.0625})],
+)
+def test_a_scaled_head_gives_the_loss_of_the_models_own_logits(model_type, own):
+    """And its gradient: the logits never exist at once."""
+    model = tiny_model(model_type, **own)
+    head, targets = plain_head(model), torch.arange(27) * 7 % 512
+    hidden = head.decoder(IDS).last_hidden_state[0].detach().requires_grad_()
+    loss = linear_cross_entropy(hidden, head.weight.detach(), targets, head.softcap, logit_scale=head.scale)
+    logits = model(IDS).logits[0]
+    assert_close(loss, F.cross_entropy(logits, targets, reduction="sum"))
+    loss.backward()
+    probabilities = logits.detach().softmax(-1)
+    probabilities[torch.arange(27), targets] -= 1
+    assert_close(hidden.grad, head.scale * probabilities @ head.weight.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_an_architecture_in_no_table_has_no_plain_head():

@@ -37,6 +37,7 @@ def sft(model: PreTrainedModel, batch: Batch, fused: FusedModel | None = None, o
         head.weight,
         targets.to(model.device),
         head.softcap,
+        logit_scale=head.scale,
         label_smoothing=smoothing,
     )
 
