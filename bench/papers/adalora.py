@@ -34,9 +34,8 @@ def run(lab: Lab) -> Outcome:
         arms = found[name]
         scores[name], losses[name] = ([arm[key] for arm in arms] for key in ("exact_match", "loss"))
         ranks += [arm["ranks"] / len(arm["layers"]) for arm in arms if "ranks" in arm]
-        speed = statistics.median(arm["tokens_per_s"] for arm in arms)
         score, loss = (statistics.fmean(values[name]) for values in (scores, losses))
-        rows.append([name, sweep.say(), round(loss, 4), f"{score:.1%}", round(speed)])
+        rows.append([name, sweep.say(), round(loss, 4), f"{score:.1%}"])
     lora, ada = ARMS
     lines = [
         within(f"exactly {TARGET} ranks a linear are left, in every run", ranks, TARGET, TARGET),
@@ -46,7 +45,7 @@ def run(lab: Lab) -> Outcome:
         "exact match AdaLoRA - LoRA": over_seeds(scores[ada], scores[lora]).say(),
         "loss AdaLoRA - LoRA": over_seeds(losses[ada], losses[lora]).say(),
     }
-    header = ["method", "best rate", "mean loss", "exact match", "tokens a second"]
+    header = ["method", "best rate", "mean loss", "exact match"]
     bars = {name: statistics.fmean(values) for name, values in scores.items()}
     return Outcome(
         lines,

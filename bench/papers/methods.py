@@ -22,17 +22,17 @@ def _lora(**more: Any) -> dict[str, Any]:
 
 
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
-    "full": ({"method": "full"}, 2.5e-5),
+    "full": ({"method": "full"}, 1e-4),
     "LoRA": (_lora(), 5e-4),
-    "rsLoRA": (_lora(use_rslora=True, lora_alpha=16.0), 2.5e-4),
+    "rsLoRA": (_lora(use_rslora=True, lora_alpha=16.0), 1e-3),
     "LoRA+": (_lora(loraplus_lr_ratio=16), 1.25e-4),
     "DoRA": (_lora(method="dora"), 5e-4),
-    "PiSSA": (_lora(init_lora_weights="pissa_niter_16", lora_alpha=16.0), 6.25e-5),
-    "VeRA": ({"method": "vera", "r": 256}, 2e-3),
-    "IA3": ({"method": "ia3"}, 2e-3),
+    "PiSSA": (_lora(init_lora_weights="pissa_niter_16", lora_alpha=16.0), 2.5e-4),
+    "VeRA": ({"method": "vera", "r": 256}, 8e-3),
+    "IA3": ({"method": "ia3"}, 8e-3),
     "MiSS": ({"method": "miss", "r": 64}, 1.25e-4),
     "prompt tuning": ({"method": "prompt_tuning", "num_virtual_tokens": 20}, 4e-3),
-    "prefix tuning": ({"method": "p_tuning_v2", "num_virtual_tokens": 20}, 2e-3),
+    "prefix tuning": ({"method": "p_tuning_v2", "num_virtual_tokens": 20}, 8e-3),
 }
 """Settings, and the lowest of five rates in factors of 2."""
 FAMILY = ("LoRA", "rsLoRA", "LoRA+", "DoRA", "PiSSA")
