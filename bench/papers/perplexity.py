@@ -18,7 +18,7 @@ from bench.papers.data import text_file
 from bench.papers.simulated import BITS, SIMULATED
 from topcoat.data.batches import packed
 from topcoat.data.render import NOWHERE, Example
-from topcoat.kernels.packed_codes import unpack, unpack_bits
+from topcoat.kernels.packed_codes import unpack_bits, unpack_flat
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.quant.base import QuantizedWeight
@@ -67,7 +67,7 @@ def codes_of(state: QuantizedWeight) -> tuple[Tensor, int] | None:
         bits = 8 * codes.shape[1] // state.shape[1]
         return unpack_bits(codes, bits).reshape(-1, int(state.scalars["group_size"])), bits
     bits = int(state.format[2])  # nf4, nf3-icq, ...
-    flat = unpack(codes, state.shape[0] * state.shape[1], bits)
+    flat = unpack_flat(codes, state.shape[0] * state.shape[1], bits)
     return flat.reshape(-1, int(state.scalars["block_size"])), bits
 
 

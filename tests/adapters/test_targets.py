@@ -58,7 +58,9 @@ def test_a_pattern_that_matches_nothing_is_an_error_even_beside_one_that_does(lo
 def test_a_head_that_is_named_is_told_where_it_can_train():
     with pytest.raises(TopcoatError) as caught:
         find_targets(PATHS, ["lm_head", "q_porj"])
-    assert caught.value.problems[0].fix.endswith("; lm_head can train whole, in adapter.modules_to_save")
+    assert caught.value.problems[0].fix.endswith(
+        "; lm_head can train whole, in adapter.modules_to_save, if untied and not quantized"
+    )
 
 
 def test_no_pattern_at_all_is_an_error():

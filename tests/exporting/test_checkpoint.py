@@ -26,6 +26,7 @@ from topcoat.quant.settings import (
     Int8Config,
     IntConfig,
     Nf4Config,
+    NormalFloatConfig,
     NormalFloatIcqConfig,
     StoredConfig,
 )
@@ -226,7 +227,10 @@ OWN = [
     IntConfig(),
     IntConfig(format="int3", rounding="hqq", scale_dtype="fp32"),
     IntConfig(format="int2", rounding="icq", group_size=16),
+    NormalFloatConfig(format="nf3"),
+    NormalFloatConfig(format="nf2", double_quant=False),
     NormalFloatIcqConfig(search_points=3),
+    NormalFloatIcqConfig(format="nf3-icq", search_points=3),
     GgufConfig(type="Q4_0"),
     GptqConfig(group_size=32),
     GptqConfig(bits=8, group_size=-1, sym=True),

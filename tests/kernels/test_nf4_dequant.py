@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from native_here import ISAS, WAYS, native
 
 from topcoat.kernels import nf4_dequant
+from topcoat.kernels.code_sizes import packed_bytes
 from topcoat.kernels.nf4_dequant import (
     PIECE,
     bits_of,
@@ -21,7 +22,6 @@ from topcoat.kernels.nf4_dequant import (
     dequantize_nf4_table,
     nested_scales,
 )
-from topcoat.kernels.packed_codes import packed_bytes
 from topcoat.quant.double import dynamic_map, quantize_scales
 from topcoat.quant.normal_float import NF2_TABLE, NF3_TABLE
 

@@ -163,6 +163,40 @@ def test_an_h_that_is_known_is_read_and_a_base_alone_reads_none(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_two_adapters_on_the_same_rows_of_which_one_is_frozen(way):
+    """As LoRA from PiSSA's start has them: what trains, and what is taken away again."""
+    with native(way):
+        A, B, C, D = (exactly(*shape, seed=n) for n, shape in enumerate([(8, 64), (48, 8), (4, 64), (48, 4)]))
+        A.requires_grad_(), B.requires_grad_()
+        stack = Projection(Lent(exactly(48, 64, seed=9)), None, [LowRank(A, B, 2.0, 0), LowRank(C, D, -2.0, 0)])
+        stack.refresh(BF16, CPU)
+        x, g = exactly(40, 64, seed=5).to(BF16), exactly(40, 48, seed=6).to(BF16)
+        out, h = run_forward(stack, x)
+        dx = torch.empty_like(x)
+        dA, dB, dC, dD = stack.backward(g, dx, x, h, Arena(CPU), None)
+    whole = stack.weight.matrix.double() + update(stack)
+    torch.testing.assert_close(out.double(), x.double() @ whole.T, **NEAR)
+    torch.testing.assert_close(dx.double(), g.double() @ whole, **NEAR)
+    assert dC is None
+    assert dD is None
+    for grad, exact in zip((dA, dB), by_definition(stack.adapters[0], x, g), strict=True):
+        torch.testing.assert_close(grad.double(), exact, rtol=2**-5, atol=2**-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_masters_of_another_dtype_are_read_as_what_they_are(way):
+    with native(way):
+        A, B = exactly(8, 64, seed=1).double().requires_grad_(), exactly(48, 8, seed=2).double().requires_grad_()
+        stack = Projection(Lent(exactly(48, 64, seed=3)), None, [LowRank(A, B, 2.0, 0)])
+        stack.refresh(BF16, CPU)
+        x, g = exactly(40, 64, seed=4).to(BF16), exactly(40, 48, seed=5).to(BF16)
+        out, h = run_forward(stack, x)
+        grads = stack.backward(g, None, x, h, Arena(CPU), None)
+    torch.testing.assert_close(out.double(), x.double() @ (stack.weight.matrix.double() + update(stack)).T, **NEAR)
+    assert [grad.dtype for grad in grads] == [torch.float64] * 2
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_what_trains_may_change_between_steps(way):
     """A factor that is frozen, or thawed, after a step has been taken."""
     with native(way):

@@ -27,6 +27,29 @@ def test_the_buffer_is_free_again_after_an_error():
     assert scratch_bytes() == 12
 
 
+def test_a_shape_that_comes_again_is_the_same_tensor_until_the_buffer_grows():
+    cpu = torch.device("cpu")
+    release_scratch()
+    with scratch((3, 4), torch.float32, cpu) as first:
+        pass
+    with scratch((3, 4), torch.float32, cpu) as again:
+        assert again is first
+    with scratch((100,), torch.float32, cpu) as large, scratch((3, 4), torch.float32, cpu) as beside:
+        assert beside.data_ptr() != large.data_ptr()
+    with scratch((3, 4), torch.float32, cpu) as after:
+        assert after is not first
+        assert after.data_ptr() == large.data_ptr()
+
+
+def test_more_shapes_than_are_remembered_are_lent_all_the_same():
+    cpu = torch.device("cpu")
+    release_scratch()
+    for size in (200, *range(1, 150)):
+        with scratch((size,), torch.float32, cpu) as buffer:
+            assert buffer.shape == (size,)
+    assert scratch_bytes() == 800
+
+
 def test_it_grows_to_the_largest_and_stays():
     cpu = torch.device("cpu")
     release_scratch()

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from topcoat.kernels.packed_codes import unpack
+from topcoat.kernels.packed_codes import unpack_flat
 from topcoat.quant.double import dequantize_scales, dynamic_map
 from topcoat.quant.fits import entropy
 from topcoat.quant.formats import make_format
@@ -50,7 +50,7 @@ def test_blocks_tell_more_than_without_a_centre_and_err_no_more(bits, first, the
     def measure(config):
         format = make_format(config)
         q = format.quantize(WEIGHT)
-        codes = unpack(q.tensors["codes"], WEIGHT.numel(), bits).view(-1, 64).float()
+        codes = unpack_flat(q.tensors["codes"], WEIGHT.numel(), bits).view(-1, 64).float()
         return entropy(codes, bits), (format.dequantize(q, torch.float32) - WEIGHT).square().mean().sqrt()
 
     plain = Nf4Config() if bits == 4 else NormalFloatConfig(format=f"nf{bits}")
@@ -65,7 +65,7 @@ def test_values_are_those_of_a_plain_loop(bits):
     format = NormalFloatIcq(NormalFloatIcqConfig(format=f"nf{bits}-icq", search_points=3))
     weight = WEIGHT[:3, :200]
     q = format.quantize(weight)
-    table, codes = NORMAL_FLOAT[bits].values, unpack(q.tensors["codes"], weight.numel(), bits).tolist()
+    table, codes = NORMAL_FLOAT[bits].values, unpack_flat(q.tensors["codes"], weight.numel(), bits).tolist()
     absmax = dequantize_scales(*(q.tensors[name] for name in ("absmax", "nested_absmax", "offset"))).tolist()
     map_, scale = dynamic_map(torch.device("cpu")).tolist(), q.tensors["centre_scale"].tolist()
     centre = [map_[code] * scale[i // 256] for i, code in enumerate(q.tensors["centre"].tolist())]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from topcoat.errors import TopcoatError
 from topcoat.kernels.nf4_dequant import NF4_TABLE
-from topcoat.kernels.packed_codes import unpack
+from topcoat.kernels.packed_codes import unpack_flat
 from topcoat.quant.levels import PIECE
 from topcoat.quant.normal_float import NORMAL_FLOAT, Nf4, NormalFloat
 from topcoat.quant.settings import Nf4Config, NormalFloatConfig
@@ -96,7 +96,7 @@ def test_the_table_is_the_quantiles_of_a_normal_distribution():
 
 def test_a_block_of_zeros_gets_the_code_of_zero():
     q = Nf4(Nf4Config(double_quant=False)).quantize(torch.zeros(2, 65))
-    assert set(unpack(q.tensors["codes"], 130).tolist()) == {7}
+    assert set(unpack_flat(q.tensors["codes"], 130).tolist()) == {7}
 
 
 @pytest.mark.parametrize("block_size", MAE)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor, uint8
 
-from topcoat.kernels.packed_codes import unpack
+from topcoat.kernels.packed_codes import unpack_flat
 from topcoat.quant.pack import pack
 
 
@@ -12,7 +12,7 @@ from topcoat.quant.pack import pack
 def test_codes_come_back(codes):
     packed = pack(tensor(codes, dtype=uint8))
     assert packed.numel() == (len(codes) + 1) // 2
-    assert unpack(packed, len(codes)).tolist() == codes
+    assert unpack_flat(packed, len(codes)).tolist() == codes
 
 
 def test_the_first_code_is_the_high_nibble_and_an_odd_last_one_is_filled():

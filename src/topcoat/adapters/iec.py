@@ -12,7 +12,9 @@ N (O, R) for pool and spread it is exactly the LoRA
 and is computed, merged and saved as that. While dropout drops, pool reads x as it is.
 
 The paper's equations 13 and 14 can be read as tiling the entries; its equation 16 and its code repeat each in a row, as
-here. The other half of IR-QLoRA is a number format, `nf4-icq`. Paper: Qin et al. 2024, arXiv:2402.05445, section 3.3.
+here. The other half of IR-QLoRA is a number format: `nf4-icq`, or its kin of fewer bits.
+
+Paper: Qin et al. 2024, arXiv:2402.05445, section 3.3.
 """
 
 from __future__ import annotations

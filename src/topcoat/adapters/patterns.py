@@ -48,7 +48,7 @@ def _ends(setting: str, empty: Sequence[str]) -> str:
     ends = [name for name in empty if name.rpartition(".")[2] in ENDS]
     if setting != "target_modules" or not ends:
         return ""
-    return f"; {' and '.join(ends)} can train whole, in adapter.modules_to_save"
+    return f"; {' and '.join(ends)} can train whole, in adapter.modules_to_save, if untied and not quantized"
 
 
 def chosen(paths: Sequence[str], config: TargetedConfig) -> list[str]:

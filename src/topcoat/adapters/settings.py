@@ -166,7 +166,7 @@ class IecConfig(LoraConfig):
     """IEC, the adapter of IR-QLoRA (arXiv:2402.05445): LoRA whose two products each have a short path around them."""
 
     method: Literal["iec"] = "iec"  # type: ignore[assignment]  # one value of the union's key, as in every type
-    """Adds two numbers to each layer's LoRA, and is saved as a plain LoRA. With nf4-icq weights it is IR-QLoRA."""
+    """Adds two numbers to each layer's LoRA, and is saved as a plain LoRA. On an icq format it is IR-QLoRA."""
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
     """Start of A and B, as LoRA's; the short paths start at nothing."""
 

@@ -128,7 +128,7 @@ class Pass:
     def backward(
         self, name: str, g: Tensor, dx: Tensor | None, x: Tensor, gating: Gating | None = None
     ) -> list[Tensor | None]:
-        """Gradients of what trains in the projection `name`, and dx; h is what the forward kept."""
+        """g (N, O), x (N, I) -> gradients of what trains in the projection `name`; fills dx (N, I)."""
         projection, h = self._projection(name, x)
         return projection.backward(g, dx, x, h, self.arena, self.seed(name), gating)
 

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.bitsandbytes_library import bitsandbytes_loads
+from topcoat.kernels.code_sizes import packed_bytes
 from topcoat.kernels.dispatch import is_flat_float, native_for
-from topcoat.kernels.packed_codes import packed_bytes, unpack
+from topcoat.kernels.packed_codes import unpack_flat
 from topcoat.kernels.triton_ops.available import triton_can
 
 # The quantiles of N(0, 1) as bitsandbytes writes them into its files; regenerated in float64 they differ by 1.1e-7.
@@ -54,21 +55,21 @@ CPU_LARGEST_BLOCK = 1024
 """Above this, bitsandbytes' CPU op leaves its C code for a torch.compile of plain torch."""
 
 
-Levels = tuple[float, ...]
+Table = tuple[float, ...]
 """The 4, 8 or 16 values that codes stand for."""
 
 
-def bits_of(levels: Levels) -> int:
+def bits_of(levels: Table) -> int:
     """Of a code of one of `levels`."""
     return len(levels).bit_length() - 1
 
 
 def dequantize_nf4_reference(
-    packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, levels: Levels = NF4_TABLE
+    packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, levels: Table = NF4_TABLE
 ) -> Tensor:
     """The definition: fills and returns `out` (O, I). `packed` are the codes' bytes, `absmax` ceil(N / S) float32."""
     table = torch.tensor(levels, device=packed.device)
-    codes = unpack(packed, out.numel(), bits_of(levels))  # (N,)
+    codes = unpack_flat(packed, out.numel(), bits_of(levels))  # (N,)
     values = table[codes.int()]  # (N,)
     scale_blocks_(values, absmax, block_size)
     return out.copy_(values.view(out.shape))
@@ -96,7 +97,7 @@ def nested_scales(codes: Tensor, nested: Nested) -> Tensor:
 
 
 def dequantize_nf4_table(
-    packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, levels: Levels = NF4_TABLE
+    packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, levels: Table = NF4_TABLE
 ) -> Tensor:
     """Plain torch, faster: one look-up gives both values of a byte, piece by piece into `out` (contiguous)."""
     pairs, flat, packed = _pairs(levels, packed.device), out.view(-1), packed.reshape(-1)
@@ -109,8 +110,19 @@ def dequantize_nf4_table(
     return out
 
 
+def _in_pieces(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, levels: Table) -> Tensor:
+    """The definition, some blocks at a time: its temporaries are five times as large as bf16 weights."""
+    flat, packed, bits = out.view(-1), packed.reshape(-1), bits_of(levels)
+    step = max(1, PIECE // block_size) * block_size  # whole blocks begin on a byte
+    for start in range(0, flat.numel(), step):
+        end = min(start + step, flat.numel())
+        codes = packed[start * bits // 8 : start * bits // 8 + packed_bytes(end - start, bits)]
+        dequantize_nf4_reference(codes, absmax[start // block_size :], block_size, flat[start:end], levels)
+    return out
+
+
 @cache
-def _pairs(levels: Levels, device: torch.device) -> Tensor:
+def _pairs(levels: Table, device: torch.device) -> Tensor:
     """(256, 2) float32: the two values of every byte."""
     with torch.inference_mode(False):  # a cached tensor born in inference mode stays one for ever
         table = torch.tensor(levels, device=device)
@@ -166,7 +178,7 @@ def dequantize_nf4_native(
     block_size: int,
     out: Tensor,
     nested: Nested | None = None,
-    levels: Levels = NF4_TABLE,
+    levels: Table = NF4_TABLE,
 ) -> bool:
     """Fills `out` (O, I), rows at any distance, in one compiled pass; False, with `out` untouched, where it cannot."""
     library, blocks = native_for(out), -(-out.numel() // block_size)
@@ -193,7 +205,7 @@ def _are_codes(codes: Tensor, count: int) -> bool:
 
 
 @cache
-def _in_memory(levels: Levels) -> Tensor:
+def _in_memory(levels: Table) -> Tensor:
     """(16,) float32, in memory for the compiled code, zeros behind fewer levels."""
     with torch.inference_mode(False):
         return torch.tensor((*levels, *[0.0] * (16 - len(levels))), device="cpu")
@@ -219,7 +231,7 @@ def dequantize_nf4(
     block_size: int,
     out: Tensor,
     nested: Nested | None = None,
-    levels: Levels = NF4_TABLE,
+    levels: Table = NF4_TABLE,
 ) -> Tensor:
     """Fills `out` (O, I) with the weights of `packed`, the fastest way that can; `absmax` are codes with `nested`."""
     own = levels == NF4_TABLE
@@ -233,6 +245,8 @@ def dequantize_nf4(
         absmax = nested_scales(absmax, nested)
     if own and bitsandbytes_can(packed, block_size, out):
         return dequantize_nf4_bitsandbytes(packed, absmax, block_size, out)
-    if out.is_contiguous() and bits_of(levels) == 4:
+    if out.is_contiguous() and bits_of(levels) < 4:
+        return _in_pieces(packed, absmax, block_size, out, levels)
+    if out.is_contiguous():
         return dequantize_nf4_table(packed, absmax, block_size, out, levels)
     return dequantize_nf4_reference(packed, absmax, block_size, out, levels)

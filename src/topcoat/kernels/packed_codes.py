@@ -23,13 +23,7 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
     return torch.stack([part & 7 for part in [*parts, high >> 2, high >> 5]], dim=-1).flatten(-2)
 
 
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of `count` codes, the last ones filled up."""
-    together = {2: 4, 3: 8, 4: 2}[bits]
-    return -(-count // together) * together * bits // 8
-
-
-def unpack(packed: Tensor, count: int, bits: int = 4) -> Tensor:
+def unpack_flat(packed: Tensor, count: int, bits: int = 4) -> Tensor:
     """Bytes of any shape -> the first `count` codes (N,) uint8; those of 4 bits are bitsandbytes'."""
     packed = packed.reshape(-1)
     codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten() if bits == 4 else unpack_bits(packed, bits)

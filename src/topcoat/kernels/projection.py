@@ -24,7 +24,7 @@ from torch import Tensor
 
 from topcoat.kernels.arena import Arena
 from topcoat.kernels.product import Gating, outer_sum, product
-from topcoat.kernels.projection_native import NativeProjection, native_takes
+from topcoat.kernels.projection_native import NativeProjection, compiled_takes
 
 
 class Weight(Protocol):
@@ -71,7 +71,8 @@ class LowRank:
 class Projection:
     """The stacked linears with their adapters. `refresh` before a forward; then forward and backward in any order.
 
-    In bf16 on AMX tiles each is one call of compiled code (projection_native.py); everywhere else the lines below.
+    In bf16 on AMX tiles each is one call of compiled code (projection_native.py) where adapters are on, no dropout
+    drops and there are rows enough; everywhere else the lines below.
     """
 
     def __init__(self, weight: Weight, bias: Tensor | None, adapters: Sequence[LowRank] = ()) -> None:
@@ -132,11 +133,13 @@ class Projection:
         """
         if not self.adapters or not adapted:
             h = None
+        else:
+            assert h is not None
         if add is None:
             add = self.bias
         elif self.bias is not None:
             add = add + self.bias
-        if h is not None and self._native is not None and not self._drops(seed) and native_takes(x, add):
+        if h is not None and self._native is not None and not self._drops(seed) and compiled_takes(x, out, h, add):
             with self.weight.lend(x.dtype) as W:
                 self._native.forward(x, W, out, h, add, gating, known=have_h)
             return out
@@ -164,10 +167,11 @@ class Projection:
         Fills dx (T, I) if anybody asks for it, then does the `gating`, which may be what makes x: x may be dx.
         """
         u = arena.take("u", (len(g), self.rank), g.dtype) if self.rank else None
-        if u is None or h is None:
+        if u is None:
             self._input_grad(g, dx, None, seed, gating)
             return []
-        if self._native is not None and not self._drops(seed) and native_takes(g):
+        assert h is not None
+        if self._native is not None and not self._drops(seed) and compiled_takes(g, x, h, dx):
             with nullcontext() if dx is None else self.weight.lend(g.dtype) as W:
                 return self._in_order(self._native.backward(g, W, dx, u, x, h, gating))
         self._input_grad(g, dx, u, seed, gating)

@@ -108,6 +108,7 @@ class NativeProjection:
         library = amx_library()
         assert library is not None
         masters = [a.wide_A().contiguous() for a in adapters], [a.lora_B.contiguous() for a in adapters]
+        assert all(tensor.dtype == torch.float32 for tensor in (*masters[0], *masters[1]))
         for addresses, tensors in zip(self._lists[-2:], masters, strict=True):
             addresses[:] = [tensor.data_ptr() for tensor in tensors]
         library.projection_fill(self._by_reference, torch.get_num_threads())
@@ -125,7 +126,7 @@ class NativeProjection:
     ) -> None:
         """As `Projection.forward`; h is filled unless it is `known`."""
         library, threads, tokens = amx_library(), torch.get_num_threads(), len(x)
-        assert library is not None  # native_takes said so
+        assert library is not None  # compiled_takes said so
         W = W if W.stride(1) == 1 else W.contiguous()
         gated_here = gating if out.shape[1] % 32 == 0 else None  # 16 columns of the gate at a time
         with scratch((self._bytes(threads, tokens),), torch.uint8, _CPU) as room:
@@ -187,14 +188,14 @@ class NativeProjection:
         return found
 
 
-def native_takes(x: Tensor, add: Tensor | None = None) -> bool:
-    """Whether the compiled code is there, and takes x and what is added; buffers are like x."""
+def compiled_takes(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the compiled code is there, and takes x (rows, ...) and the others: bf16 without gaps, rows enough."""
     return (
         amx_library() is not None
         and len(x) >= FEWEST_ROWS
         and is_bf16_rows(x)
         and x.is_contiguous()
-        and (add is None or is_bf16_rows(add))
+        and all(other is None or (other.dtype == x.dtype and other.is_contiguous()) for other in others)
     )
 
 

@@ -29,7 +29,8 @@ SCALED: dict[str, Callable[[Any], float]] = {
     "cohere": lambda config: config.logit_scale,
     "cohere2": lambda config: config.logit_scale,
 }
-"""model_type -> what the logits are multiplied with, in architectures whose head is a scaled matrix at `lm_head`."""
+"""model_type -> what the logits are multiplied with, in architectures whose head is a scaled matrix at `lm_head`. They
+are no families: their blocks are of their own kind, and their attention is not proved here."""
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:

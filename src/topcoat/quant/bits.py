@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topcoat.quant.rows import CODES
+from topcoat.kernels.code_sizes import CODES
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topcoat.kernels.code_sizes import packed_bytes
 from topcoat.kernels.nf4_dequant import bits_of, dequantize_nf4
-from topcoat.kernels.packed_codes import packed_bytes
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.double import SCALE_BLOCK, dequantize_scales, dynamic_map, quantize_scales
 from topcoat.quant.fits import entropy

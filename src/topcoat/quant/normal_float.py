@@ -41,10 +41,11 @@ class Nf4(LevelFormat):
     """4-bit NormalFloat; the codes are bitsandbytes'."""
 
     Config: ClassVar[type[LevelsConfig]] = Nf4Config
-    tables = NORMAL_FLOAT
+    tables: ClassVar = {4: NORMAL_FLOAT[4]}
 
 
-class NormalFloat(Nf4):
-    """The same of 3 and 2 bits."""
+class NormalFloat(LevelFormat):
+    """NormalFloat of 3 and 2 bits."""
 
-    Config = NormalFloatConfig
+    Config: ClassVar[type[LevelsConfig]] = NormalFloatConfig
+    tables: ClassVar = {3: NORMAL_FLOAT[3], 2: NORMAL_FLOAT[2]}

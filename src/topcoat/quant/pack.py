@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topcoat.kernels.code_sizes import CODES
 from topcoat.quant.bits import pack_bits
-from topcoat.quant.rows import CODES
 
 
 def pack(codes: Tensor, fill: int = 0, bits: int = 4) -> Tensor:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from topcoat.errors import Problem, TopcoatError
+from topcoat.kernels.code_sizes import CODES
 from topcoat.quant.settings import GgufConfig, GptqConfig, IntConfig, QuantConfig
 
 GROUPS = (16, 32, 64, 128, 256)
 GPTQ_GROUPS = (*GROUPS, 512, 1024)
 GGUF_BLOCK = 32
-CODES = {2: 4, 3: 8, 4: 2, 8: 1}
-"""Bits of a code -> how many of them fill whole bytes."""
 
 
 def row_problem(config: QuantConfig, in_features: int, beside: Sequence[int] = ()) -> Problem | None:

@@ -17,7 +17,7 @@ QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section 3. Tests hold these to th
 from __future__ import annotations
 
 from topcoat.errors import TopcoatError
-from topcoat.quant.rows import CODES
+from topcoat.kernels.code_sizes import packed_bytes
 from topcoat.quant.settings import (
     GgufConfig,
     GptqConfig,
@@ -56,10 +56,10 @@ def weight_bytes(config: QuantConfig, out_features: int, in_features: int) -> tu
         groups = 1 if config.group_size == -1 else -(-in_features // config.group_size)  # a file's last may be short
         return count * config.bits // 8, 3 * out_features * groups
     if isinstance(config, LevelsConfig):
-        blocks, together = -(-count // config.block_size), CODES[config.bits]
+        blocks = -(-count // config.block_size)
         scales = double_nbytes(blocks) if config.double_quant else 4 * blocks
         centres = blocks + 4 * -(-blocks // NESTED_BLOCK) if isinstance(config, NormalFloatIcqConfig) else 0
-        return -(-count // together) * together * config.bits // 8, scales + centres
+        return packed_bytes(count, config.bits), scales + centres
     if config.format in ITEM_BYTES:
         return count * ITEM_BYTES[config.format], 0
     from topcoat.quant.formats import make_format  # a format that only its own file can count, and that file has torch

@@ -15,6 +15,7 @@ from topcoat.adapters.settings import (
     MissConfig,
     PromptConfig,
     TargetedConfig,
+    TokenRowsConfig,
     VeraConfig,
 )
 from topcoat.errors import TopcoatError
@@ -182,7 +183,8 @@ def whole_embedding(recipe: Recipe, facts: Facts) -> str | None:
     if not named:
         return None
     tie = ", and the two come apart in a model that ties them" if facts.tied else ""
-    return f"adapter.modules_to_save trains {', '.join(named)} whole{tie}; trainable_token_indices trains the new rows"
+    rows = "; trainable_token_indices trains the new rows" if isinstance(recipe.adapter, TokenRowsConfig) else ""
+    return f"adapter.modules_to_save trains {', '.join(named)} whole{tie}{rows}"
 
 
 def adalora_budget(recipe: Recipe, facts: Facts) -> str | None:

@@ -17,8 +17,10 @@ INLINE void rows(int64_t begin, int64_t end, const struct integers *a, const int
         const uint8_t *codes = a->codes + o * a->columns * bits / 8;
         for (int64_t g = 0; g < groups; g++) {
             vf scale = splat(a->scale[o * groups + g]), low = splat(a->low[o * groups + g]);
-            for (int64_t i = g * a->group; i < (g + 1) * a->group; i += W)
-                store(out, i, a->columns, __builtin_convertvector(sixteen(codes + i * bits / 8, bits), vf) * scale + low, bf16);
+            for (int64_t i = g * a->group; i < (g + 1) * a->group; i += W) {
+                vf values = __builtin_convertvector(sixteen(codes + i * bits / 8, bits), vf);
+                store(out, i, a->columns, values * scale + low, bf16);
+            }
         }
     }
 }

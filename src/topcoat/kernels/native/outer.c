@@ -47,6 +47,15 @@ static void add_up(const struct outer *o, const struct plan *plan, int64_t begin
     }
 }
 
+static void put(const struct outer *o, const struct plan *plan, int64_t begin, int64_t end, const float *sums) {
+    for (int64_t panel = begin; panel < end; panel++)
+        for (int64_t r = 0; r < o->r; r++) {
+            const float *from = sums + PART * ((panel - begin) * plan->groups + r / 32) + 32 * (r % 32);
+            for (int64_t j = 0; j < least(32, o->n - 32 * panel); j += 16)
+                store(o->c + r * o->c_row + 32 * panel, j, o->n - 32 * panel, (vf)_mm512_load_ps(from + j), 0);
+        }
+}
+
 /* The same with columns as rows: 16 x 16 sums change places at once. */
 static void put_transposed(const struct outer *o, const struct plan *plan, int64_t begin, int64_t end,
                            const float *sums) {
@@ -61,15 +70,6 @@ static void put_transposed(const struct outer *o, const struct plan *plan, int64
                 for (int64_t i = 0; i < least(16, o->n - 32 * panel - j); i++)
                     store(to + i * o->c_row, r, o->r, (vf)rows[i], 0);
             }
-        }
-}
-
-static void put(const struct outer *o, const struct plan *plan, int64_t begin, int64_t end, const float *sums) {
-    for (int64_t panel = begin; panel < end; panel++)
-        for (int64_t r = 0; r < o->r; r++) {
-            const float *from = sums + PART * ((panel - begin) * plan->groups + r / 32) + 32 * (r % 32);
-            for (int64_t j = 0; j < least(32, o->n - 32 * panel); j += 16)
-                store(o->c + r * o->c_row + 32 * panel, j, o->n - 32 * panel, (vf)_mm512_load_ps(from + j), 0);
         }
 }
 

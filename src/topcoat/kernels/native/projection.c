@@ -4,7 +4,7 @@
 #include "parallel.h"
 #include "product.h"
 
-struct stack { /* adapters side by side, on rows `first` .. first + rows of the output, in ranks that follow each other */
+struct stack { /* adapters side by side, on rows `first` .. first + rows of the output, their ranks in this order */
     bf16 *a, *b; /* A (R, I), B (O, R) with the scales in it */
     int64_t in, out, rank, count;
     const int64_t *first, *rows, *ranks;
@@ -47,8 +47,10 @@ static void fill(int64_t begin, int64_t end, void *arg) {
     for (int64_t i = 0; i < s->count; rank += s->ranks[i], i++) {
         int64_t r = s->ranks[i], from = most(begin, row), to = least(end, row + r);
         for (int64_t k = from; k < to; k++)
-            for (int64_t j = 0; j < s->in; j += W)
-                store(s->a + (rank + k - row) * s->in, j, s->in, load(s->master_a[i] + (k - row) * s->in, j, s->in, 0), 1);
+            for (int64_t j = 0; j < s->in; j += W) {
+                vf master = load(s->master_a[i] + (k - row) * s->in, j, s->in, 0);
+                store(s->a + (rank + k - row) * s->in, j, s->in, master, 1);
+            }
         row += r, from = most(begin, row), to = least(end, row + s->rows[i]);
         for (int64_t k = from; k < to; k++)
             for (int64_t j = 0; j < r; j += W) {
