@@ -10,7 +10,7 @@ from topcoat.kernels.packed_codes import unpack_flat
 from topcoat.quant.double import dequantize_scales, dynamic_map
 from topcoat.quant.fits import entropy
 from topcoat.quant.formats import make_format
-from topcoat.quant.icq import REACH, NormalFloatIcq, best_centres
+from topcoat.quant.icq import REACH, NormalFloatIcq, centres_of
 from topcoat.quant.normal_float import NORMAL_FLOAT
 from topcoat.quant.settings import Nf4Config, NormalFloatConfig, NormalFloatIcqConfig
 
@@ -32,10 +32,10 @@ def told(block, centre, table):
 def test_the_centre_tells_the_most_of_all_candidates(bits):
     """Candidates by the paper's formula, entropies by counting, on whole blocks and on a short one."""
     for size, block in ((64, WEIGHT[0, :64]), (64, WEIGHT[1, :23])):
-        values, real = torch.zeros(1, size), torch.arange(size)[None] < len(block)
+        values = torch.zeros(1, size)
         values[0, : len(block)] = block
         levels = NORMAL_FLOAT[bits]
-        found = float(best_centres(values, real, 10, levels))
+        found = float(centres_of(values, len(block), 10, levels))
         plain = [float(w) for w in block]
         median = sorted(plain)[(len(plain) - 1) // 2]
         reach = max(abs(w - median) for w in plain)

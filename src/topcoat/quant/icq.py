@@ -15,12 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topcoat.kernels.centre_search import SMALLEST, best_centres
 from topcoat.kernels.code_sizes import packed_bytes
-from topcoat.kernels.nf4_dequant import bits_of, dequantize_nf4
+from topcoat.kernels.nf4_dequant import dequantize_nf4
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.double import SCALE_BLOCK, dequantize_scales, dynamic_map, quantize_scales
-from topcoat.quant.fits import entropy
-from topcoat.quant.levels import SMALLEST, Levels
+from topcoat.quant.levels import Levels
 from topcoat.quant.normal_float import NORMAL_FLOAT
 from topcoat.quant.pack import pack
 from topcoat.quant.settings import NormalFloatIcqConfig
@@ -28,7 +28,7 @@ from topcoat.quant.sizes import weight_bytes
 
 REACH = 0.1 * 0.54109
 """How far the search goes on either side of the median, in parts of the block's largest distance from it."""
-PIECE = 1 << 16  # weights searched or rebuilt at a time: every candidate passes through the cache
+PIECE = 1 << 16  # weights searched or rebuilt at a time, so that temporaries stay in cache
 
 
 class NormalFloatIcq(QuantFormat):
@@ -51,7 +51,8 @@ class NormalFloatIcq(QuantFormat):
         for first in pieces:
             values, real = _blocks(flat, first, first + step, size)
             require_finite(values.abs().amax(-1), weight)
-            centres[first : first + step] = best_centres(values, real, self.config.search_points, self.levels)
+            count = int(real[-1].sum())
+            centres[first : first + step] = centres_of(values, count, self.config.search_points, self.levels)
         centre, centre_scale = _store(centres)
         centres = _load(centre, centre_scale)
         codes = torch.empty(blocks, size, dtype=torch.uint8, device=flat.device)
@@ -90,30 +91,15 @@ class NormalFloatIcq(QuantFormat):
         return sum(weight_bytes(self.config, out_features, in_features))
 
 
-def best_centres(values: Tensor, real: Tensor, points: int, levels: Levels) -> Tensor:
-    """values (n, S) float32, of which those under `real` (n, S) count -> the centre of each block (n,)."""
-    padded = values.where(real, torch.full((), torch.nan))
+def centres_of(values: Tensor, count: int, points: int, levels: Levels) -> Tensor:
+    """values (n, S) float32, of whose last block `count` weights are there -> the centre of each block (n,)."""
+    padded = values.clone()
+    padded[-1, count:] = torch.nan
     median = padded.nanmedian(-1).values  # the lower one of two
     reach = (padded - median[:, None]).abs().nan_to_num(0).amax(-1)
-    best = torch.zeros_like(median)
-    most = _told(values, real, best, levels)
     factors = torch.linspace(-REACH, REACH, 2 * points + 1).tolist()
-    for factor in sorted(factors, key=abs):  # of equals, the one nearest to the median stands
-        centre = factor * reach + median
-        told = _told(values, real, centre, levels)
-        better = told > most
-        best, most = torch.where(better, centre, best), torch.where(better, told, most)
-    return best
-
-
-def _told(values: Tensor, real: Tensor, centre: Tensor, levels: Levels) -> Tensor:
-    """Entropy (n,) of the codes of `values` (n, S) around `centre` (n,), padding left out of the last block."""
-    left = (values - centre[:, None]).where(real, torch.zeros(()))
-    codes, bits = _code(left, left.abs().amax(-1), levels), bits_of(levels.values)
-    told = entropy(codes, bits)
-    if not bool(real.all()):
-        told[-1] = entropy(codes[-1][real[-1]], bits)
-    return told
+    # of equals, the one nearest to the median stands
+    return best_centres(values, count, median, reach, sorted(factors, key=abs), levels.borders)
 
 
 def _code(left: Tensor, absmax: Tensor, levels: Levels) -> Tensor:

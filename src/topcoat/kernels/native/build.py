@@ -50,6 +50,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "adamw.c": _EVERY,
     "nf4.c": _EVERY,
     "integers.c": _EVERY,
+    "centres.c": _EVERY,
     "words.c": _EVERY,
     "rows.c": _EVERY,
     "attention_forward.c": _TILES,

@@ -38,6 +38,7 @@ SIGNATURES = {
     "square_sum": "d ii pp",
     "dequantize_nf4": "- iiii pi ppp ii ppp i",
     "dequantize_integers": "- iiii pi ppp ii",
+    "best_centres": "- i ppppppp iiiii",
     "words_rules_new": "p ii ppipi ppp",
     "words_rules_free": "- p",
     "words_new": "p p",
@@ -90,6 +91,7 @@ class Library:
     attention_backward_bytes: Callable[..., int]
     dequantize_nf4: Callable[..., None]
     dequantize_integers: Callable[..., None]
+    best_centres: Callable[..., None]
     words_rules_new: Callable[..., int | None]
     words_rules_free: Callable[..., None]
     words_new: Callable[..., int | None]
