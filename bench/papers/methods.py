@@ -22,17 +22,17 @@ def _lora(**more: Any) -> dict[str, Any]:
 
 
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
-    "full": ({"method": "full"}, 1e-4),
+    "full": ({"method": "full"}, 2.5e-5),
     "LoRA": (_lora(), 5e-4),
-    "rsLoRA": (_lora(use_rslora=True, lora_alpha=16.0), 1e-3),
+    "rsLoRA": (_lora(use_rslora=True, lora_alpha=16.0), 2.5e-4),
     "LoRA+": (_lora(loraplus_lr_ratio=16), 1.25e-4),
     "DoRA": (_lora(method="dora"), 5e-4),
-    "PiSSA": (_lora(init_lora_weights="pissa_niter_16", lora_alpha=16.0), 2.5e-4),
-    "VeRA": ({"method": "vera", "r": 256}, 8e-3),
-    "IA3": ({"method": "ia3"}, 8e-3),
+    "PiSSA": (_lora(init_lora_weights="pissa_niter_16", lora_alpha=16.0), 6.25e-5),
+    "VeRA": ({"method": "vera", "r": 256}, 2e-3),
+    "IA3": ({"method": "ia3"}, 2e-3),
     "MiSS": ({"method": "miss", "r": 64}, 1.25e-4),
     "prompt tuning": ({"method": "prompt_tuning", "num_virtual_tokens": 20}, 4e-3),
-    "prefix tuning": ({"method": "p_tuning_v2", "num_virtual_tokens": 20}, 8e-3),
+    "prefix tuning": ({"method": "p_tuning_v2", "num_virtual_tokens": 20}, 2e-3),
 }
 """Settings, and the lowest of five rates in factors of 2."""
 FAMILY = ("LoRA", "rsLoRA", "LoRA+", "DoRA", "PiSSA")
@@ -128,5 +128,8 @@ EXPERIMENT = Experiment(
     paper=Table(["method", "GSM8K accuracy"], [[name, value] for name, value in PAPER.items()]),
     paper_chart=Chart("PEFT's comparison: GSM8K accuracy", bars=PAPER),
     run=run,
-    minutes=25,
+    notes="After 16 steps nothing has learned the 77 intents, and an exact match of 5 to 13 % tells who is faster "
+    "rather than who gets further: the order is that of the losses, in which full tuning, MiSS and rsLoRA lead. On "
+    "E2E, most of which 8 steps teach, LoRA and its kin lie within 0.021 of each other, 1.4 % of their loss. Six "
+    "methods have their best rate at the upper end of their grid: so few steps want higher rates than a longer run.",
 )

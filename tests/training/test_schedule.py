@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from transformers import get_linear_schedule_with_warmup as get_linear
 
 from topcoat.adapters.prompt_methods import PROMPTS
+from topcoat.adapters.settings import Adapter
 from topcoat.training.schedule import default_learning_rate, learning_rate, warmup_steps
 from topcoat.training.settings import TrainSettings
 
@@ -61,8 +63,16 @@ def test_warm_up_is_a_share_of_the_run_or_a_number_of_steps():
 
 @pytest.mark.parametrize(("parameters", "rate"), [(135e6, 1e-3), (1.1e9, 5e-4), (3e9, 3e-4), (8e9, 2e-4), (32e9, 1e-4)])
 def test_the_default_rate_falls_with_size_and_goes_by_the_method(parameters, rate):
-    assert default_learning_rate("lora", int(parameters)) == rate
-    assert default_learning_rate("full", int(parameters)) == pytest.approx(rate / 10)
+    def of(method, **settings):
+        adapter = TypeAdapter(Adapter).validate_python({"method": method, **settings})
+        return default_learning_rate(adapter, int(parameters)) / rate
+
+    assert of("lora") == of("dora") == 1
+    assert of("full") == pytest.approx(0.1)
     for method in (*PROMPTS, "vera", "ia3"):
-        assert default_learning_rate(method, int(parameters)) == pytest.approx(10 * rate)
-    assert default_learning_rate("qalora", int(parameters)) == pytest.approx(16 * rate)
+        assert of(method) == pytest.approx(10)
+    assert of("qalora") == pytest.approx(16)
+    assert of("adalora") == pytest.approx(4)
+    assert of("miss") == pytest.approx(0.25)
+    assert of("lora", loraplus_lr_ratio=16) == pytest.approx(1 / 8)  # so that B learns twice as fast
+    assert of("lora", loraplus_lr_ratio=1.5) == 1

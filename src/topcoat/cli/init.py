@@ -201,10 +201,11 @@ def choose_storage(facts: ModelFacts, available: int | None) -> Choice:
 def _rate_reason(facts: ModelFacts, method: str = "method: lora") -> str:
     if facts.parameters is None:
         return "by the model's size"
+    from topcoat.adapters.settings import FullConfig, LoraConfig
     from topcoat.training.schedule import default_learning_rate
 
-    name, said = ("full", "full tuning") if method == "method: full" else ("lora", "LoRA")
-    return f"{default_learning_rate(name, facts.parameters):g} for {said} at this size"
+    adapter, said = (FullConfig(), "full tuning") if method == "method: full" else (LoraConfig(), "LoRA")
+    return f"{default_learning_rate(adapter, facts.parameters):g} for {said} at this size"
 
 
 def data_name(data: str) -> str:

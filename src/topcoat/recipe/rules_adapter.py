@@ -143,7 +143,7 @@ def loraplus_rate(recipe: Recipe, facts: Facts) -> str | None:
         return None
     if ratio > 32:
         return f"adapter.loraplus_lr_ratio is {ratio:g}; 16 is the paper's"
-    if rate == "auto" or rate > 3e-4:
+    if rate != "auto" and rate > 3e-4:
         return f"adapter.loraplus_lr_ratio {ratio:g} at learning_rate {rate}: B learns {ratio:g} times faster; lower it"
     return None
 

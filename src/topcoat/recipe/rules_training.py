@@ -15,13 +15,17 @@ def _takes_lora_rates(recipe: Recipe) -> bool:
     return isinstance(recipe.adapter, LOW_RANK) and recipe.adapter.method not in FAST
 
 
+def _named(recipe: Recipe) -> str:
+    return "LoRA" if isinstance(recipe.adapter, LoraConfig) else recipe.adapter.method
+
+
 def lora_rate(recipe: Recipe, facts: Facts) -> str | None:
     """LoRA takes 1e-5 to 5e-3."""
     rate = recipe.train.learning_rate
     if isinstance(rate, str) or not _takes_lora_rates(recipe) or 1e-5 <= rate <= 5e-3:
         return None
-    name = "LoRA" if isinstance(recipe.adapter, LoraConfig) else recipe.adapter.method
-    return f"train.learning_rate is {rate:g}: {name} usually takes 1e-5 to 5e-3; auto goes by the model's size"
+    named = _named(recipe)
+    return f"train.learning_rate is {rate:g}: {named} usually takes 1e-5 to 5e-3; auto goes by the model's size"
 
 
 def full_rate(recipe: Recipe, facts: Facts) -> str | None:
@@ -47,11 +51,11 @@ def rate_by_size(recipe: Recipe, facts: Facts) -> str | None:
     rate = recipe.train.learning_rate
     if isinstance(rate, str) or not _takes_lora_rates(recipe) or not facts.parameters:
         return None
-    usual = default_learning_rate("lora", facts.parameters)
+    usual = default_learning_rate(recipe.adapter, facts.parameters)
     if usual / 10 <= rate <= usual * 5:
         return None
-    size = show_count(facts.parameters)
-    return f"train.learning_rate is {rate:g}: at {size} parameters {usual:g} is usual for LoRA; topcoat tune tries"
+    size, named = show_count(facts.parameters), _named(recipe)
+    return f"train.learning_rate is {rate:g}: at {size} parameters {usual:g} is usual for {named}; topcoat tune tries"
 
 
 def short_run(recipe: Recipe, facts: Facts) -> str | None:

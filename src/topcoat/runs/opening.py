@@ -204,7 +204,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     steps = RunSteps(data, recipe, budget)
     rate = settings.learning_rate
     if rate == "auto":
-        rate = default_learning_rate(recipe.adapter.method, base_parameters(base, adapters))
+        rate = default_learning_rate(recipe.adapter, base_parameters(base, adapters))
     worst = steps.worst()
     positions = OBJECTIVES[settings.objective].positions(worst)
     tokens = worst.input_ids.numel()  # padding computes as well

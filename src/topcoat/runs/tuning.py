@@ -234,7 +234,7 @@ class _Search:
         if not isinstance(rate, str):
             return rate
         parameters = sum(p.numel() for p in bench.base.model.parameters())
-        return default_learning_rate(self.recipe.adapter.method, parameters)
+        return default_learning_rate(self.recipe.adapter, parameters)
 
     def _try(self, bench: Bench, space: Space, sliced: Slice) -> None:
         """One trial, and what became of it."""
