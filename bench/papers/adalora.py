@@ -73,4 +73,5 @@ EXPERIMENT = Experiment(
     "factors, one of which starts at zero and two at a deviation of 0.02, where LoRA's A starts as large as the inputs "
     "ask for, so its first steps change little. It wants four times LoRA's rate, and diverges at eight times. PEFT's "
     "own comparison finds the same order (.373 against .474 on GSM8K); the paper's tables are of thousands of steps.",
+    minutes=12,
 )

@@ -132,4 +132,5 @@ EXPERIMENT = Experiment(
     "rather than who gets further: the order is that of the losses, in which full tuning, MiSS and rsLoRA lead. On "
     "E2E, most of which 8 steps teach, LoRA and its kin lie within 0.021 of each other, 1.4 % of their loss. Six "
     "methods have their best rate at the upper end of their grid: so few steps want higher rates than a longer run.",
+    minutes=25,
 )
