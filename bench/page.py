@@ -45,8 +45,12 @@ Nothing has been measured on a GPU yet. What is written for one is tested on a C
 NOTHING = "\nNothing has been measured yet: there is no file in `bench/results/`.\n"
 
 
-def page(results: Sequence[dict[str, Any]], profile: dict[str, Any] | None = None) -> str:
-    """The whole page; `profile` is what `bench/profile.py` writes."""
+def page(
+    results: Sequence[dict[str, Any]],
+    profile: dict[str, Any] | None = None,
+    flat: Sequence[dict[str, Any]] | None = None,
+) -> str:
+    """The whole page; `profile` is what `bench/profile.py` writes, `flat` what `bench/flat.py` does."""
     parts = [INTRODUCTION]
     for result in results:
         parts.append(f"\n## {TITLES[result['suite']]}\n")
@@ -57,6 +61,8 @@ def page(results: Sequence[dict[str, Any]], profile: dict[str, Any] | None = Non
             parts.append(f"\n### {workload.title}\n\n" + "\n".join(_table(workload, rows)) + "\n")
         if profile is not None and result["suite"] == "cpu":
             parts.append("\n### Where the time goes\n\n" + "\n".join(_profile(profile)) + "\n")
+        if flat and result["suite"] == "cpu":
+            parts.append("\n### Time per token over a long run\n\n" + "\n".join(_flat(flat)) + "\n")
     if results and all(result["suite"] != "gpu" for result in results):
         parts.append(NO_GPU)
     return "".join(parts) if results else INTRODUCTION + NOTHING
@@ -141,6 +147,19 @@ def _profile(profile: dict[str, Any]) -> Iterator[str]:
     yield f"| together | {step:.3f} | | {sum(floors.values()):.3f} |"
 
 
+def _flat(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Whether a step costs the same after many steps, and with much data."""
+    yield "`topcoat train` on a tiny model (`python -m bench.flat`): the median microseconds a token in the first and the"
+    yield "last tenth of the steps. They are to stay within 10 %, from the first to the last and from few rows to many.\n"
+    yield "| rows | steps | first tenth | last tenth | last over first | over the first run |"
+    yield "| ---: | ---: | ---: | ---: | ---: | ---: |"
+    for run in runs:
+        times, over = run["seconds_per_token"], run.get("over_first_run")
+        first, last = (f"{1e6 * times[at]:.0f}" for at in (0, -1))
+        beside = f"{over:.2f}" if over is not None else ""
+        yield f"| {run['rows']:,} | {run['steps']:,} | {first} | {last} | {run['last_over_first']:.2f} | {beside} |"
+
+
 def _verdict(hit: bool) -> str:
     return "reached" if hit else "**missed**"
 
@@ -223,7 +242,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot(result, options.docs / "images" / f"benchmarks-{result['suite']}.svg")
     profile = options.results / "profile.json"
     parts = json.loads(profile.read_text(encoding="utf-8")) if profile.exists() else None
-    (options.docs / "benchmarks.md").write_text(page(measured, parts), encoding="utf-8")
+    long = options.results / "flat.json"
+    flat = json.loads(long.read_text(encoding="utf-8")) if long.exists() else None
+    (options.docs / "benchmarks.md").write_text(page(measured, parts, flat), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -73,3 +73,11 @@ def test_a_profile_is_shown_by_its_parts():
     assert "| the rest | 0.500 | 25% |  |" in text
     assert "| together | 2.000 | | 1.250 |" in text
     assert "Where the time goes" not in page([result])
+
+
+def test_a_long_run_is_shown_by_its_ends():
+    result = small(row("topcoat-none", [1.0], 40), row("trl-packed", [5.5], 100))
+    run = {"rows": 1000, "steps": 10000, "seconds_per_token": [1.5e-4, 9e-5, 1.2e-4], "last_over_first": 0.8}
+    text = page([result], None, [run, run | {"rows": 100_000, "over_first_run": 1.04}])
+    assert "| 1,000 | 10,000 | 150 | 120 | 0.80 |  |" in text
+    assert "| 100,000 | 10,000 | 150 | 120 | 0.80 | 1.04 |" in text

@@ -163,6 +163,37 @@ def test_an_h_that_is_known_is_read_and_a_base_alone_reads_none(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_dropout_drops_each_adapters_own_input_and_no_more(way):
+    """The plain definition in float64, its masks drawn again from the seed and the adapter's place."""
+    with native(way):
+        A, C = (exactly(4, 64, seed=n).abs().requires_grad_() for n in (1, 2))
+        B, D = (exactly(32, 4, seed=n).requires_grad_() for n in (3, 4))
+        stack = Projection(
+            Lent(exactly(64, 64, seed=5)), None, [LowRank(A, B, 2.0, 0, 0.5), LowRank(C, D, 1.0, 32, 0.25)]
+        )
+        stack.refresh(BF16, CPU)
+        x, g, seed = exactly(400, 64, seed=6).to(BF16), exactly(400, 64, seed=7).to(BF16), 11
+        h = x.new_empty(400, 8)
+        out = stack.forward(x, x.new_empty(400, 64), h, adapted=True, have_h=False, seed=seed)
+        dx = torch.empty_like(x)
+        grads = stack.backward(g, dx, x, h, Arena(CPU), seed)
+    masks = []
+    for at, p in enumerate((0.5, 0.25)):
+        generator = torch.Generator().manual_seed(seed + at)
+        masks.append((torch.empty(400, 64).uniform_(generator=generator) >= p).double() / (1 - p))
+        assert float((masks[at] == 0).double().mean()) == pytest.approx(p, abs=0.02)
+    wide = x.double().requires_grad_()
+    factors = [t.detach().double().requires_grad_() for t in (A, B, C, D)]
+    terms = [2.0 * (wide * masks[0]) @ factors[0].T @ factors[1].T, (wide * masks[1]) @ factors[2].T @ factors[3].T]
+    exact = wide @ stack.weight.matrix.double().T + torch.cat(terms, 1)
+    exact.backward(g.double())
+    torch.testing.assert_close(out.double(), exact.detach(), **NEAR)
+    torch.testing.assert_close(dx.double(), wide.grad, **NEAR)
+    for found, truth in zip(grads, factors, strict=True):
+        torch.testing.assert_close(found.double(), truth.grad, rtol=2**-4, atol=2**-5 * float(truth.grad.abs().max()))
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_two_adapters_on_the_same_rows_of_which_one_is_frozen(way):
     """As LoRA from PiSSA's start has them: what trains, and what is taken away again."""
     with native(way):

@@ -93,6 +93,23 @@ def test_fifty_losses_agree_in_float32(name: str, policy: str) -> None:
     assert max(abs(a - b) for a, b in zip(ours, truth, strict=True)) < 1e-4
 
 
+def test_both_adapters_serve_alike_after_fifty_steps() -> None:
+    """Ours and the one that PEFT trained by itself from the same start."""
+    base, adapters, theirs = both("llama", torch.float32)
+    theirs.config._attn_implementation = "eager"
+    topcoat_losses(base, adapters, "none")
+    peft_losses(theirs)
+    ids = batches()[0][:1]
+    with torch.no_grad():
+        truth = theirs.eval()(ids).logits[0]
+        ours = fuse(base).hidden(attention_inputs(base, ids, torch.arange(LENGTH)[None], [(0, LENGTH)]))
+        with theirs.disable_adapter():
+            untrained = theirs(ids).logits[0]
+    logits = ours @ base.lm_head.weight.T
+    assert float((truth - untrained).norm() / untrained.norm()) > 0.1
+    assert float((logits - truth).norm() / truth.norm()) < 1e-3
+
+
 def test_a_shifted_label_fails_it() -> None:
     base, adapters, theirs = both("llama", torch.float32)
     ours, truth = topcoat_losses(base, adapters, "none", shift=2), peft_losses(theirs)
