@@ -149,8 +149,8 @@ def _profile(profile: dict[str, Any]) -> Iterator[str]:
 
 def _flat(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Whether a step costs the same after many steps, and with much data."""
-    yield "`topcoat train` on a tiny model (`python -m bench.flat`): the median microseconds a token in the first and the"
-    yield "last tenth of the steps. They are to stay within 10 %, from the first to the last and from few rows to many.\n"
+    yield "`topcoat train` on a tiny model (`python -m bench.flat`): the median microseconds a token in the first and"
+    yield "the last tenth of the steps. They are to stay within 10 %, over the run and from few rows to many.\n"
     yield "| rows | steps | first tenth | last tenth | last over first | over the first run |"
     yield "| ---: | ---: | ---: | ---: | ---: | ---: |"
     for run in runs:
