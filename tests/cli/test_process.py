@@ -10,6 +10,7 @@ from topcoat.cli.process import prepare_process
 NAMES = (
     "OMP_NUM_THREADS",
     "TOKENIZERS_PARALLELISM",
+    "TOPCOAT_HUGE_PAGES",  # kernels/huge_pages.py reads it
     "TRANSFORMERS_VERBOSITY",
     "HF_HUB_DISABLE_TELEMETRY",
     "HF_HUB_OFFLINE",

@@ -1,13 +1,16 @@
 """Memory on huge pages is memory like any other, and tensors of one slab do not touch."""
 
+import sys
 import weakref
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topcoat.kernels.huge_pages import HUGE, LINE, SLAB, Slabs, empty_huge
+from topcoat.kernels import huge_pages
+from topcoat.kernels.huge_pages import HUGE, LINE, SLAB, VARIABLE, Slabs, empty_huge
 
 CPU = torch.device("cpu")
 
@@ -25,6 +28,20 @@ def test_tensors_of_a_slab_begin_on_a_cache_line_and_do_not_overlap(sizes):
     taken = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.nbytes)
     assert all(begin % LINE == 0 for begin, _ in taken)
     assert all(end <= begin for (_, end), (begin, _) in pairwise(taken))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked")
+@pytest.mark.parametrize(("value", "asks"), [("off", False), ("on", True), (None, True)])
+def test_they_can_be_refused(value, asks, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(VARIABLE, value)
+    huge_pages._madvise.cache_clear()
+    try:
+        assert (huge_pages._madvise() is not None) == asks
+        assert len(empty_huge(5, torch.float32, CPU)) == 5
+    finally:
+        huge_pages._madvise.cache_clear()
 
 
 def test_small_tensors_share_a_slab_and_a_large_one_has_its_own():

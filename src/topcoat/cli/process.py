@@ -48,6 +48,7 @@ def prepare_process(model: str | None, console: Console) -> dict[str, str]:
     wanted = {
         "OMP_NUM_THREADS": str(usable_cores()),  # whole cores inside the container's quota: more threads only wait
         "TOKENIZERS_PARALLELISM": "true",  # said outright, tokenizers stops guessing and warning
+        "TOPCOAT_HUGE_PAGES": "on",  # asked for the buffers of a step; off refuses them
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }

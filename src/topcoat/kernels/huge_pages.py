@@ -2,12 +2,13 @@
 
 Products walk over matrices row by row, and every row of a wide one lies on a page of its own: with pages of 4 KiB much
 of a step goes into looking up where they are. Linux gives huge pages to whoever asks (its default, `madvise`), for
-memory that has not been touched yet. Where it cannot, nothing changes.
+memory that has not been touched yet. Where it cannot, nothing changes; TOPCOAT_HUGE_PAGES=off asks for none.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+VARIABLE = "TOPCOAT_HUGE_PAGES"
 HUGE = 2 * 2**20  # bytes, on x86-64 and on ARM with pages of 4 KiB
 SLAB = 32 * 2**20
 """Bytes that are asked of a CPU at once: most tensors are smaller than a few huge pages, and share them."""
@@ -68,8 +70,8 @@ def empty_huge(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @cache
 def _madvise() -> Any:
-    """The C library's madvise, None where there is no such advice."""
-    if sys.platform != "linux":
+    """The C library's madvise, None where there is no such advice, or it is not wanted."""
+    if sys.platform != "linux" or os.environ.get(VARIABLE) == "off":
         return None
     function = ctypes.CDLL(None).madvise  # the C library is there already
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
