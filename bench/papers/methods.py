@@ -131,6 +131,6 @@ EXPERIMENT = Experiment(
     notes="After 16 steps nothing has learned the 77 intents, and an exact match of 5 to 13 % tells who is faster "
     "rather than who gets further: the order is that of the losses, in which full tuning, MiSS and rsLoRA lead. On "
     "E2E, most of which 8 steps teach, LoRA and its kin lie within 0.021 of each other, 1.4 % of their loss. Six "
-    "methods have their best rate at the upper end of their grid: so few steps want higher rates than a longer run.",
+    "methods have their best rate at the upper end of their grid, so theirs may be higher. Longer runs were not tried.",
     minutes=25,
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from topcoat.kernels.dispatch import native_for
 
-SMALLEST = 1e-38  # a block's scale before it is divided by
+SMALLEST = 1e-38  # bitsandbytes' floor under a block's scale before it divides by it
 
 
 def best_centres(

@@ -230,7 +230,8 @@ def _whole(a: Architecture, adapter: BesideConfig) -> Counter[int]:
     for name in adapter.modules_to_save:
         if name.rsplit(".", 1)[-1] not in known:
             fix = f"a plan counts {', '.join(known)}"
-            raise TopcoatError(f"adapter.modules_to_save names {name!r}", "adapter.modules_to_save", fix)
+            what = f"adapter.modules_to_save names {name!r}, whose size no plan knows"
+            raise TopcoatError(what, "adapter.modules_to_save", fix)
         trained[known[name.rsplit(".", 1)[-1]]] += 1
     return trained
 

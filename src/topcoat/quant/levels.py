@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from topcoat.kernels.centre_search import SMALLEST
 from topcoat.kernels.nf4_dequant import dequantize_nf4
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.double import dynamic_map, quantize_scales
@@ -22,7 +23,6 @@ from topcoat.quant.pack import pack
 from topcoat.quant.settings import LevelsConfig
 from topcoat.quant.sizes import weight_bytes
 
-SMALLEST = 1e-38  # bitsandbytes' floor under a block's scale before it divides by it
 PIECE = 1 << 20  # weights coded at a time: bounds the float32 temporaries at about 12 MiB
 
 
