@@ -70,7 +70,8 @@ EXPERIMENT = Experiment(
     paper_chart=Chart("AdaLoRA, Table 1: mean of GLUE", bars=PAPER),
     run=run,
     notes="AdaLoRA's budget is met to the rank, and in 30 steps it learns less: its update is a product of three "
-    "factors, one of which starts at zero and two at a deviation of 0.02, which may be why; whether more steps close "
-    "the gap was not tried. It wants four times LoRA's rate. PEFT's own comparison finds the same order (.373 against .474 on GSM8K); the paper's tables are of thousands of steps.",
+    "factors, one of which starts at zero and two at a deviation of 0.02, which may be why; whether more "
+    "steps close the gap was not tried. It wants four times LoRA's rate. PEFT's own comparison finds the same "
+    "order (.373 against .474 on GSM8K); the paper's tables are of thousands of steps.",
     minutes=12,
 )
