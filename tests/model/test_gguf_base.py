@@ -128,8 +128,9 @@ def test_llama_cpp_serves_the_very_file_with_the_adapter_that_was_trained_on_its
                 found = peer.next_logprobs(ids, **more)
                 off += [abs(value - float(expected[token])) for token, value in found.items()]
     # llama.cpp rounds what goes into each product to 8 bits, on tiles of AMX more coarsely than elsewhere (Q4_0, Q8_0)
-    assert statistics.median(off) < 0.12
-    assert max(off) < 0.5  # the adapter moves them by more than 1
+    coarse = kind in (Kind.Q4_0, Kind.Q8_0)
+    assert statistics.median(off) < (0.12 if coarse else 0.05)
+    assert max(off) < (0.5 if coarse else 0.15)  # the adapter moves them by more than 1
 
 
 def test_k_blocks_of_a_file_are_kept(write_gguf):
