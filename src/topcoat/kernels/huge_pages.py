@@ -57,15 +57,15 @@ class Slabs:
 
 
 def empty_huge(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor (size,), on huge pages where it is large enough to fill some."""
-    tensor = torch.empty(size, dtype=dtype, device=device)
-    madvise = _madvise() if device.type == "cpu" else None
-    if madvise is not None:
-        begin = -(-tensor.data_ptr() // HUGE) * HUGE
-        end = (tensor.data_ptr() + tensor.nbytes) // HUGE * HUGE
-        if begin < end:
-            madvise(begin, end - begin, _MADV_HUGEPAGE)  # advice: an error is none
-    return tensor
+    """An uninitialised tensor (size,); where it is large enough to fill huge pages, from the beginning of one."""
+    madvise, nbytes = _madvise() if device.type == "cpu" else None, size * dtype.itemsize
+    if madvise is None or nbytes < HUGE // 2:
+        return torch.empty(size, dtype=dtype, device=device)
+    pages = -(-nbytes // HUGE) * HUGE
+    memory = torch.empty(pages + HUGE, dtype=torch.uint8)  # what lies outside the pages is never touched
+    begin = -memory.data_ptr() % HUGE
+    madvise(memory.data_ptr() + begin, pages, _MADV_HUGEPAGE)  # advice: an error is none
+    return memory[begin : begin + nbytes].view(dtype)
 
 
 @cache

@@ -78,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with scratch((min(chunk_rows, len(rows)), len(weight)), rows.dtype, rows.device) as buffer:
             for a in range(0, len(rows), chunk_rows):
                 chunk, labels = rows[a : a + chunk_rows], targets[a : a + chunk_rows]
-                logits = torch.mm(chunk, weight.T, out=buffer[: len(chunk)])  # (n', V)
+                logits = product(chunk, weight, buffer[: len(chunk)], transposed=True)  # (n', V)
                 asked = logits[: len(labels)]  # (n, V), without the padding
                 loss += cross_entropy_rows_(asked, labels, *shape, want_hidden or want_weight).sum(dtype=wide)
                 logits[len(labels) :] = 0

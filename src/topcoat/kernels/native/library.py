@@ -118,9 +118,10 @@ class Library:
     def __init__(self, loaded: ctypes.CDLL, isa: str) -> None:
         self.isa = isa
         """avx512_amx, avx512, avx2 or portable."""
-        everywhere = "avx512" if isa == "avx512_amx" else isa  # AMX is for products: the rest is compiled up to avx512
+        everywhere = "avx512" if isa == "avx512_amx" else isa  # not everything gains by what AMX's processors have
         for name, letters in SIGNATURES.items():
-            setattr(self, name, _bind(loaded, f"topcoat_{everywhere}_{name}", letters))
+            own = hasattr(loaded, f"topcoat_{isa}_{name}")
+            setattr(self, name, _bind(loaded, f"topcoat_{isa if own else everywhere}_{name}", letters))
         for name, letters in TILE_SIGNATURES.items() if everywhere == "avx512" else ():
             setattr(self, name, _bind(loaded, f"topcoat_{isa}_{name}", letters))
         for name, letters in AMX_SIGNATURES.items() if isa == "avx512_amx" else ():

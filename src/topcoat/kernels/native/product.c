@@ -10,7 +10,7 @@ rows of A and the columns of B that come next. A long K goes in chunks, whose su
 
 enum { STRIP = 32, PART = 4 * SUMS };
 enum { BLOCK = 600 << 10 };          /* numbers: with a strip or two, what a second cache of 2 MiB holds */
-enum { LONG = 256, CHUNK = 64 }; /* steps of 32 in K: above LONG, in chunks */
+enum { LONG = 96, CHUNK = 64 };  /* steps of 32 in K: above LONG, in equal chunks of at most CHUNK */
 
 struct plan { /* how a product is shared out; then the sizes of a thread's scratch, in bf16 */
     int64_t steps, chunk, extra_steps, block, down, across;
@@ -25,7 +25,8 @@ INLINE int64_t place_of(const struct product *p, int64_t column) {
 static struct plan plan_of(const struct product *p) {
     struct plan plan;
     plan.steps = up_to(p->k, 32) / 32;
-    plan.chunk = plan.steps > LONG ? CHUNK : plan.steps;
+    int64_t chunks = plan.steps > LONG ? (plan.steps + CHUNK - 1) / CHUNK : 1;
+    plan.chunk = (plan.steps + chunks - 1) / chunks;
     plan.extra_steps = up_to(p->r, 32) / 32;
     int64_t columns = up_to(p->n, STRIP), strips = up_to(p->m, STRIP) / STRIP;
     plan.across = most(1, least(p->threads, columns / 128)); /* each thread packs what it reads: few share a block */
@@ -168,8 +169,24 @@ INLINE void put_ungated(const struct product *p, int64_t row, int64_t column, vf
     else if (p->activation == GELU) put(p, row, part->column, low, high, GELU);                                        \
     else put(p, row, part->column, low, high, GELU_TANH);
 
+/* The next n rows of finished sums out to where they belong, nothing added and all columns there: most products. */
+INLINE void put_whole(const struct product *p, struct part *part, int64_t n) {
+    int64_t end = least(part->next + n, part->rows);
+    const float *from = part->sums + STRIP * part->next;
+    bf16 *to = p->c + (part->row + part->next) * p->c_row + part->column;
+    for (int64_t i = part->next; i < end; i++, from += STRIP, to += p->c_row) {
+        soon_written(to + 32);
+        store32(to, 0, 32, (vf)_mm512_load_ps(from), (vf)_mm512_load_ps(from + 16));
+    }
+    part->next = most(end, part->next);
+}
+
 /* The next n rows of finished sums out to where they belong. */
 INLINE void put(const struct product *p, struct part *part, int64_t n) {
+    if (p->gating == NONE && !p->d && part->column + STRIP <= p->n) {
+        put_whole(p, part, n);
+        return;
+    }
     for (int64_t end = least(part->next + n, part->rows); part->next < end; part->next++) {
         const float *from = part->sums + STRIP * part->next;
         vf low = (vf)_mm512_load_ps(from), high = (vf)_mm512_load_ps(from + 16);

@@ -33,11 +33,16 @@ INLINE const void *at(const void *x, int64_t i, int bf16) { return (const char *
 
 INLINE vf from_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+INLINE vh to_bf16(vf v) { return (vh)_mm512_cvtneps_pbh((__m512)v); } /* the same, numbers below 2^-126 as zeros */
+#else
 INLINE vh to_bf16(vf v) { /* to nearest, ties to even; a NaN stays one */
     vu u = (vu)v, rounded = u + 0x7fffu + (u >> 16 & 1u);
     vu nan = (vu)(v != v);
     return __builtin_convertvector(((rounded & ~nan) | ((u | 0x400000u) & nan)) >> 16, vh);
 }
+#endif
 
 static __attribute__((noinline)) void load_some(vf *v, const void *x, int n, int bf16) {
     if (bf16) {
