@@ -2,10 +2,11 @@
 
     python -m bench.profile
 
-Every call of the compiled library and every product of torch is timed from Python; what is left is Python itself and
-small operations. Beside each part that multiplies matrices stands its floor, the seconds that its operations take at
-the speed of one large product. The medians over STEPS steps are written to bench/results/profile.json, and
-`python -m bench.page` makes a table of them: a share of the ceiling that is not reached is explained there.
+Every call of the compiled library and every product of torch is timed from Python, for which calls are made one by
+one. What is left of a step in which they wait for each other, as in a run, is Python itself and small operations.
+Beside each part that multiplies matrices stands its floor, the seconds that its operations take at the speed of one
+large product. The medians over STEPS steps are written to bench/results/profile.json, and `python -m bench.page` makes
+a table of them: a share of the ceiling that is not reached is explained there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from bench.flops import Shape, step_flops
 from bench.machine import Watch
 from bench.prepare import make_model
 from bench.run import ceiling, commit
+from topcoat.kernels.native import calls
 from topcoat.planning.machine import machine, usable_cores
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +71,16 @@ class Clock:
         return run
 
 
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Inside, no call waits for others."""
+    before, calls.MOST = calls.MOST, 1
+    try:
+        yield
+    finally:
+        calls.MOST = before
+
+
 def measure(model: str) -> dict[str, float]:
     """Median seconds of every part of a step, `step` among them."""
     import torch
@@ -97,8 +110,8 @@ def measure(model: str) -> dict[str, float]:
     spans = [(LENGTH * at, LENGTH) for at in range(DOCUMENTS)]
     head = base.model.get_output_embeddings().weight
     found: dict[str, list[float]] = defaultdict(list)
-    for step in range(WARM + STEPS):
-        clock.seconds.clear()
+
+    def step() -> float:
         began = time.perf_counter()
         hidden = fused.hidden(attention_inputs(base.model, ids, positions, spans))
         clock.in_head = True
@@ -107,9 +120,15 @@ def measure(model: str) -> dict[str, float]:
         (loss / T).backward()
         for parameter in adapters.parameters().values():
             parameter.grad = None
-        seconds = time.perf_counter() - began
-        if step >= WARM:
-            parts = {**clock.seconds, REST: seconds - sum(clock.seconds.values()), "step": seconds}
+        return time.perf_counter() - began
+
+    for turn in range(WARM + STEPS):
+        seconds = step()
+        clock.seconds.clear()
+        with one_by_one():
+            step()
+        if turn >= WARM:
+            parts = {**clock.seconds, REST: max(0.0, seconds - sum(clock.seconds.values())), "step": seconds}
             for part, value in parts.items():
                 found[part].append(value)
     return {part: statistics.median(values) for part, values in found.items()}

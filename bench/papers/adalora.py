@@ -25,7 +25,7 @@ ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     ADA: (_adalora(2), factor_grid(8e-3, 4)),
     STRONG: (_adalora(16), factor_grid(2e-3, 4)),
 }
-"""Each with a grid of rates of its own. The first two have the same scale, 2; the third asks whether it is the scale."""
+"""Each with a grid of rates of its own. The first two have the scale 2; the third asks whether it is the scale."""
 SEEDS = 5
 
 

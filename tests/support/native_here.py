@@ -38,7 +38,7 @@ def _available() -> list[str]:
         except build.NoCompiler:
             return []
     found = []
-    for isa in ("portable", "avx2", "avx512"):  # avx512_amx takes these kernels from avx512
+    for isa in build.VARIANTS:
         with native(isa) as library:
             if library is not None and library.isa == isa:
                 found.append(isa)

@@ -24,6 +24,7 @@ from topcoat.kernels.attention_tiled import tiled_backward, tiled_forward
 from topcoat.kernels.attention_varlen import varlen_backward, varlen_forward, varlen_takes
 from topcoat.kernels.dispatch import wide_dtype
 from topcoat.kernels.documents import Documents
+from topcoat.kernels.native.calls import settle
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Documents, shape:
     All may be strided views whose last dimension is contiguous. What it returns goes to `attention_backward`.
     """
     name = next(name for name, path in PATHS.items() if path.takes(q, k, v, out, layout, shape))
+    _settle_before(name)
     return Saved(name, PATHS[name].forward(q, k, v, layout, shape, out))
 
 
@@ -94,7 +96,14 @@ def attention_backward(
 
     q, k, v, out and saved are those of `attention_forward`, dout (T, H, K) the gradient of out.
     """
+    _settle_before(saved.path)
     PATHS[saved.path].backward(q, k, v, out, dout, saved.parts, layout, shape, dq, dk, dv)
+
+
+def _settle_before(path: str) -> None:
+    """Of all paths the compiled one can wait."""
+    if path != "native":
+        settle()
 
 
 class _DocumentAttention(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch import Tensor
 from topcoat.kernels.attention_shape import Shape
 from topcoat.kernels.dispatch import is_bf16_rows, place
 from topcoat.kernels.documents import Documents
+from topcoat.kernels.native.calls import settle
 from topcoat.kernels.native.library import Library, native_library
 from topcoat.kernels.scratch import scratch
 
@@ -65,7 +66,7 @@ def native_forward(q: Tensor, k: Tensor, v: Tensor, layout: Documents, shape: Sh
     call = _call(layout, shape, lse, q=q, k=k, v=v, out=out)
     with scratch((library.attention_forward_bytes(ctypes.byref(call)),), torch.uint8, q.device) as room:
         call.scratch = room.data_ptr()
-        library.attention_forward(ctypes.byref(call))
+        library.attention_forward(call, room, lse, layout, q, k, v, out)
     return (lse,)
 
 
@@ -90,11 +91,12 @@ def native_backward(
             raise ValueError(f"a gradient must be bfloat16 of {tuple(like.shape)} with a contiguous last dimension")
         layout.clear_gaps(gradient)
     if not is_bf16_rows(dout):  # the gradient of a sum, say, has strides of 0
+        settle()
         dout = dout.to(torch.bfloat16).contiguous()
     call = _call(layout, shape, saved[0], q=q, k=k, v=v, out=out, dout=dout, dq=dq, dk=dk, dv=dv)
     with scratch((library.attention_backward_bytes(ctypes.byref(call)),), torch.uint8, q.device) as room:
         call.scratch = room.data_ptr()
-        library.attention_backward(ctypes.byref(call))
+        library.attention_backward(call, room, saved, layout, q, k, v, out, dout, dq, dk, dv)
 
 
 def _library() -> Library | None:

@@ -28,6 +28,7 @@ from topcoat.kernels.arena import Arena
 from topcoat.kernels.attention import Shape, attention_backward, attention_forward
 from topcoat.kernels.documents import Documents
 from topcoat.kernels.gated import Activation
+from topcoat.kernels.native.calls import settle
 from topcoat.kernels.product import Gating
 from topcoat.kernels.projection import Projection
 from topcoat.kernels.recompute import KEPT, Policy
@@ -156,7 +157,9 @@ def block_forward(run: Pass, x: Tensor, out: Tensor) -> Tensor:
         run.project("down", h, out, add=x2)
     else:
         z = run.project("down", h, run.buffer("projected", tuple(out.shape), x.dtype))
-        rms_norm(z, post2.weight, post2.eps, out=out)[0].add_(x2)
+        normed = rms_norm(z, post2.weight, post2.eps, out=out)[0]
+        settle()
+        normed.add_(x2)
     if "lse" not in KEPT[run.policy] or not run.training:
         run.objects.clear()
     return out
@@ -235,6 +238,7 @@ def _rows_of(run: Pass, name: str, x: Tensor) -> Tensor:
     if run.rows is None:
         return x
     out = run.arena.take(name, (len(run.rows), x.shape[1]), x.dtype)
+    settle()
     return torch.index_select(x, 0, run.rows, out=out)
 
 
@@ -283,6 +287,7 @@ def _attention_backward(
     if d_attended is None:
         return None, [*_zeros(block.qkv), *o]
     if run.rows is not None:
+        settle()
         d_attended = run.arena.zeros("do.all", (T, block.o.in_features), dtype).index_copy_(0, run.rows, d_attended)
         dx2 = run.arena.zeros("dy", (T, x.shape[1]), dtype).index_copy_(0, run.rows, dx2)
     n1, rstd1 = rms_norm(x, block.norm1.weight, block.norm1.eps, out=run.arena.take("n", tuple(x.shape), dtype))

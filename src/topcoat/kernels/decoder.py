@@ -2,7 +2,8 @@
 
 Autograd sees a single node. Inside, the forward walks the blocks and leaves in an arena what each layer's policy keeps;
 the backward walks them down again. Blocks below the first adapted one run forward without keeping anything, and their
-backward is not run at all, unless the input itself wants a gradient.
+backward is not run at all, unless the input itself wants a gradient. Compiled code makes the calls of many layers at a
+stroke (native/calls.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from topcoat.kernels.arena import Arena
 from topcoat.kernels.block import Batch, Block, Pass, block_backward, block_forward
+from topcoat.kernels.native.calls import settle, together
 from topcoat.kernels.recompute import Policy
 
 
@@ -81,19 +83,21 @@ class _Decoder(torch.autograd.Function):
         shelf = decoder.make_shelf() if training and decoder.make_shelf and "offload" in decoder.policies else None
         passes = []
         hidden = x.detach()
-        for at, block in enumerate(decoder.blocks):
-            kept = training and at >= first
-            run = Pass(at, block, decoder.policies[at], batch, arena, rows if at == last else None, kept)
-            passes.append(run)
-            shape = (len(x) if run.rows is None else len(run.rows), x.shape[1])
-            if at == last:
-                out = torch.empty(shape, dtype=x.dtype, device=x.device)  # leaves the arena's reach
-            else:
-                out = arena.take(_name(decoder, at + 1, kept=training and at + 1 >= first), shape, x.dtype)
-            block_forward(run, hidden, out)
-            if shelf is not None and kept and run.policy == "offload":
-                shelf.save(at, hidden)
-            hidden = out
+        with together():
+            for at, block in enumerate(decoder.blocks):
+                kept = training and at >= first
+                run = Pass(at, block, decoder.policies[at], batch, arena, rows if at == last else None, kept)
+                passes.append(run)
+                shape = (len(x) if run.rows is None else len(run.rows), x.shape[1])
+                if at == last:
+                    out = torch.empty(shape, dtype=x.dtype, device=x.device)  # leaves the arena's reach
+                else:
+                    out = arena.take(_name(decoder, at + 1, kept=training and at + 1 >= first), shape, x.dtype)
+                block_forward(run, hidden, out)
+                if shelf is not None and kept and run.policy == "offload":
+                    settle()
+                    shelf.save(at, hidden)
+                hidden = out
         if not training:
             decoder.give_back(arena)
             return hidden
@@ -112,12 +116,13 @@ class _Decoder(torch.autograd.Function):
         name = "dy" if ctx.passes[-1].rows is None else "dy.rows"
         dy: Tensor | None = arena.take(name, tuple(grads[0].shape), x.dtype).copy_(grads[0])
         collected: list[list[Tensor | None]] = []
-        for run in reversed(ctx.passes[ctx.first :]):
-            need_dx = want_x or run.index > ctx.first
-            inputs = x if run.index == 0 else _input(decoder, ctx.shelf, arena, run, x)
-            assert dy is not None
-            dy, found = block_backward(run, inputs, dy, need_dx)
-            collected.append(found)
+        with together():
+            for run in reversed(ctx.passes[ctx.first :]):
+                need_dx = want_x or run.index > ctx.first
+                inputs = x if run.index == 0 else _input(decoder, ctx.shelf, arena, run, x)
+                assert dy is not None
+                dy, found = block_backward(run, inputs, dy, need_dx)
+                collected.append(found)
         dx = dy.clone() if want_x and dy is not None else None
         decoder.give_back(arena)
         return dx, None, None, None, None, *(g for found in reversed(collected) for g in found)
@@ -131,6 +136,7 @@ def _name(decoder: Decoder, at: int, *, kept: bool) -> str:
 def _input(decoder: Decoder, shelf: Shelf | None, arena: Arena, run: Pass, x: Tensor) -> Tensor:
     """Layer `run.index`'s input (T, D) as its forward left it."""
     if run.policy == "offload" and shelf is not None:
+        settle()
         return shelf.load(run.index)
     return arena.take(_name(decoder, run.index, kept=True), tuple(x.shape), x.dtype)
 

@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from topcoat.kernels.native.calls import settle
+
 STEP = 16  # bucket lengths are multiples of this: few distinct shapes, so oneDNN builds few kernels (about 0.5 MB each)
 WASTE = 0.15  # most padding in a bucket, as a share of its tokens; a bmm call costs more than that much extra work
 
@@ -102,6 +104,8 @@ class Documents:
 
     def clear_gaps(self, flat: Tensor) -> None:
         """Zeros in the rows of flat (T, ...) that belong to no document."""
+        if self.gaps:
+            settle()
         for start, length in self.gaps:
             flat[start : start + length].zero_()
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.dispatch import native_for, wide_dtype
+from topcoat.kernels.native.calls import settle
 from topcoat.kernels.native.library import Library
 from topcoat.kernels.triton_ops.available import triton_can
 
@@ -76,6 +77,7 @@ def gated(gate_up: Tensor, activation: Activation, out: Tensor | None = None) ->
         out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2) if out is None else out
         library.gated(*_arguments(gate_up, out, activation))
         return out
+    settle()
     h = gated_reference(gate_up, activation)
     return h if out is None else out.copy_(h)
 
@@ -90,6 +92,7 @@ def gated_backward_(dh: Tensor, gate_up: Tensor, activation: Activation) -> None
     if library is not None:
         library.gated_backward(*_arguments(gate_up, dh, activation))
         return
+    settle()
     h, dgate_up = gated_backward_reference(dh, gate_up, activation)
     dh.copy_(h)
     gate_up.copy_(dgate_up)

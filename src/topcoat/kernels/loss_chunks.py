@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-# Logits that exist at once. The head is read and packed once a chunk, which few rows do not repay: measured on two cores
-# with AMX, forward and gradient take 0.82 s with 256 rows, 0.66 with 512 and 0.61 with 1,024 (128,256 x 2,048, 1,024
-# rows in all), 0.23, 0.21 and 0.19 (49,152 x 576, 2,048 rows). Fixed by the vocabulary alone, so that the peak does not
-# depend on what happens to be free.
+# Logits that exist at once. The head is read and packed once a chunk, which few rows do not repay: measured on two
+# cores with AMX, forward and gradient take 0.82 s with 256 rows, 0.66 with 512 and 0.61 with 1,024 (128,256 x 2,048,
+# 1,024 rows in all), 0.23, 0.21 and 0.19 (49,152 x 576, 2,048 rows). Fixed by the vocabulary alone, so that the peak
+# does not depend on what happens to be free.
 CHUNK_BYTES = 128 * 2**20
 STEP = 32  # rows are padded to a multiple: every new shape makes oneDNN build new kernels and keep them
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from topcoat.kernels.gated import Activation, gated, gated_backward_
 from topcoat.kernels.long_product import long_product
+from topcoat.kernels.native.calls import settle
 from topcoat.kernels.product_native import native_outer_sum, native_product, native_takes
 
 
@@ -62,6 +63,7 @@ def product(
             return out
         native_product(a, b, out, low_rank, add, transposed=transposed)
     else:
+        settle()
         if transposed:
             torch.mm(a, b.T, out=out)
         else:
@@ -83,4 +85,7 @@ def _gates(gating: Gating, out: Tensor, add: Tensor | None) -> bool:
 
 def outer_sum(u: Tensor, x: Tensor) -> Tensor:
     """u (T, R)ᵀ @ x (T, N) for a small R: (R, N), in float32 where compiled code forms it, else in x's dtype."""
-    return native_outer_sum(u, x) if native_takes(len(x), u, x) else torch.mm(u.T, x)
+    if native_takes(len(x), u, x):
+        return native_outer_sum(u, x)
+    settle()
+    return torch.mm(u.T, x)

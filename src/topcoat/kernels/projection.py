@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.arena import Arena
+from topcoat.kernels.native.calls import settle
 from topcoat.kernels.product import Gating, outer_sum, product
 from topcoat.kernels.projection_native import NativeProjection, compiled_takes
 
@@ -138,11 +139,13 @@ class Projection:
         if add is None:
             add = self.bias
         elif self.bias is not None:
+            settle()
             add = add + self.bias
         if h is not None and self._native is not None and not self._drops(seed) and compiled_takes(x, out, h, add):
             with self.weight.lend(x.dtype) as W:
                 self._native.forward(x, W, out, h, add, gating, known=have_h)
             return out
+        settle()
         low_rank = None
         if h is not None:
             A, B = self._stacked()
@@ -174,6 +177,7 @@ class Projection:
         if self._native is not None and not self._drops(seed) and compiled_takes(g, x, h, dx):
             with nullcontext() if dx is None else self.weight.lend(g.dtype) as W:
                 return self._in_order(self._native.backward(g, W, dx, u, x, h, gating))
+        settle()
         self._input_grad(g, dx, u, seed, gating)
         return self._weight_grads(g, u, x, h, seed)
 
@@ -232,6 +236,8 @@ class Projection:
     def _in_order(self, found: list[Tensor | None]) -> list[Tensor | None]:
         """Gradients of every wide A and then of every B -> those of `parameters`."""
         count = len(self.adapters)
+        if any(adapter.group != 1 for adapter in self.adapters):
+            settle()
         wide_A = zip(self.adapters, found[:count], strict=True)
         dA = [None if grad is None else adapter.narrow(grad) for adapter, grad in wide_A]
         return [grad for pair in zip(dA, found[count:], strict=True) for grad in pair]

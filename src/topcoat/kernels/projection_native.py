@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from topcoat.kernels.dispatch import is_bf16_rows
 from topcoat.kernels.gated import ACTIVATIONS
+from topcoat.kernels.native.calls import settle
+from topcoat.kernels.native.structures import fields
 from topcoat.kernels.product_native import FEWEST_ROWS, GATE, UNGATE, amx_library
 from topcoat.kernels.scratch import scratch
 
@@ -26,28 +28,22 @@ if TYPE_CHECKING:
 _CPU = torch.device("cpu")
 
 
-def _fields(names: str) -> list[tuple[str, Any]]:
-    """Words -> fields: *x is an address, x a number."""
-    kind = {True: ctypes.c_void_p, False: ctypes.c_int64}
-    return [(name.lstrip("*"), kind[name.startswith("*")]) for name in names.split()]
-
-
 class _Stack(ctypes.Structure):
     """struct stack of native/projection.c."""
 
-    _fields_ = _fields("*a *b in out rank count *first *rows *ranks *grad_a *grad_b *scale *master_a *master_b")
+    _fields_ = fields("*a *b in out rank count *first *rows *ranks *grad_a *grad_b *scale *master_a *master_b")
 
 
 class _Ahead(ctypes.Structure):
     """struct ahead of native/projection.c."""
 
-    _fields_ = _fields("threads tokens *w w_row *x *y *h h_known *add add_row *beside gating activation *scratch")
+    _fields_ = fields("*stack threads tokens *w w_row *x *y *h h_known *add add_row *beside gating activation *scratch")
 
 
 class _Back(ctypes.Structure):
     """struct back of native/projection.c."""
 
-    _fields_ = _fields("threads tokens *w w_row *g *dx *u *x *h *grads *beside gating activation *scratch")
+    _fields_ = fields("*stack threads tokens *w w_row *g *dx *u *x *h *grads *beside gating activation *scratch")
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class NativeProjection:
         )
         at = [ctypes.addressof(values) for values in self._lists]
         self._stack = _Stack(A.data_ptr(), B.data_ptr(), width, len(B), rank, count, *at)
-        self._by_reference = ctypes.byref(self._stack)
+        self._at, self._by_reference = ctypes.addressof(self._stack), ctypes.byref(self._stack)
         self._room: dict[tuple[int, int], int] = {}
 
     @staticmethod
@@ -127,10 +123,11 @@ class NativeProjection:
         """As `Projection.forward`; h is filled unless it is `known`."""
         library, threads, tokens = amx_library(), torch.get_num_threads(), len(x)
         assert library is not None  # compiled_takes said so
-        W = W if W.stride(1) == 1 else W.contiguous()
+        W = _rows(W)
         gated_here = gating if out.shape[1] % 32 == 0 else None  # 16 columns of the gate at a time
         with scratch((self._bytes(threads, tokens),), torch.uint8, _CPU) as room:
             call = _Ahead(
+                self._at,
                 threads,
                 tokens,
                 W.data_ptr(),
@@ -144,7 +141,7 @@ class NativeProjection:
                 *_gate(gated_here, GATE),
                 room.data_ptr(),
             )  # by place: names take longer than a small product
-            library.projection_forward(self._by_reference, ctypes.byref(call))
+            library.projection_forward(call, self, W, x, out, h, add, gating, room)
         if gating is not None and gated_here is None:
             gating.apply(out)
 
@@ -154,10 +151,11 @@ class NativeProjection:
         """As `Projection.backward`, with u (T, R) for its use: gradients of every A (r, I), then of every B (O, r)."""
         library, threads, tokens = amx_library(), torch.get_num_threads(), len(g)
         assert library is not None
-        W = W if W is None or W.stride(1) == 1 else W.contiguous()
+        W = None if W is None else _rows(W)
         grads = torch.empty(sum(self._sizes), dtype=torch.float32)
         with scratch((self._bytes(threads, tokens),), torch.uint8, _CPU) as room:
             call = _Back(
+                self._at,
                 threads,
                 tokens,
                 0 if W is None else W.data_ptr(),
@@ -171,7 +169,7 @@ class NativeProjection:
                 *_gate(gating, UNGATE),
                 room.data_ptr(),
             )
-            library.projection_backward(self._by_reference, ctypes.byref(call))
+            library.projection_backward(call, self, W, g, dx, u, x, h, grads, gating, room)
         parts = grads.split_with_sizes(self._sizes)
         return [
             part.view(gradient.shape) if gradient.numbers else None
@@ -186,6 +184,14 @@ class NativeProjection:
             assert library is not None
             found = self._room[threads, tokens] = library.projection_bytes(self._by_reference, threads, tokens)
         return found
+
+
+def _rows(W: Tensor) -> Tensor:
+    """W with rows that have no gaps."""
+    if W.stride(1) == 1:
+        return W
+    settle()
+    return W.contiguous()
 
 
 def compiled_takes(x: Tensor, *others: Tensor | None) -> bool:

@@ -9,13 +9,31 @@ Zhang and Sennrich 2019, arXiv:1910.07467.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from topcoat.kernels.dispatch import NOWHERE, is_flat_float, native_for, place, wide_dtype
+from topcoat.kernels.native.calls import settle
 from topcoat.kernels.native.library import Library
+from topcoat.kernels.native.structures import fields, places
 from topcoat.kernels.triton_ops.available import triton_can
 from topcoat.kernels.triton_ops.launch import WIDEST_ROW
+
+_SIZE = "threads bf16 rows heads n"
+
+
+class _Forward(ctypes.Structure):
+    """struct forward of native/rms_norm.c."""
+
+    _fields_ = fields(f"{_SIZE} {places('x delta out')} *weight *rstd ~eps")
+
+
+class _Backward(ctypes.Structure):
+    """struct backward of native/rms_norm.c."""
+
+    _fields_ = fields(f"{_SIZE} {places('dn x residual out')} *weight *rstd")
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -55,6 +73,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     library = native_for(x, out)
     if library is not None and x.dim() in (2, 3) and is_flat_float(weight, x.shape[-1]):
         return _native_norm(library, x, None, weight, eps, out)
+    settle()
     n, rstd = rms_norm_reference(x, weight, eps)
     return (n if out is None else out.copy_(n)), rstd
 
@@ -70,6 +89,7 @@ def add_rms_norm(
     library = native_for(x, delta, out)
     if library is not None and x.dim() in (2, 3) and is_flat_float(weight, x.shape[-1]):
         return _native_norm(library, x, delta, weight, eps, out)
+    settle()
     total, n, rstd = add_rms_norm_reference(x, delta, weight, eps)
     delta.copy_(total)
     return (n if out is None else out.copy_(n)), rstd
@@ -88,8 +108,9 @@ def rms_norm_backward(
         out = x.new_empty(x.shape) if out is None else out
         at_residual = NOWHERE if residual is None else place(residual)
         where = (*place(dn), *place(x), *at_residual, *place(out), weight.data_ptr(), rstd.data_ptr())
-        library.rms_norm_backward(*_size(x), *where)
+        library.rms_norm_backward(_Backward(*_size(x), *where), dn, x, residual, out, weight, rstd)
         return out
+    settle()
     dx = rms_norm_backward_reference(dn, x, weight, rstd, residual)
     return dx if out is None else out.copy_(dx)
 
@@ -100,11 +121,12 @@ def _native_norm(
     out = x.new_empty(x.shape) if out is None else out
     rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
     where = (*place(x), *(NOWHERE if delta is None else place(delta)), *place(out))
-    library.rms_norm(*_size(x), *where, weight.data_ptr(), rstd.data_ptr(), eps)
+    call = _Forward(*_size(x), *where, weight.data_ptr(), rstd.data_ptr(), eps)
+    library.rms_norm(call, x, delta, out, weight, rstd)
     return out, rstd
 
 
 def _size(x: Tensor) -> tuple[int, bool, int, int, int]:
-    """How the C functions begin: threads, is it bf16, rows, heads, numbers in a row."""
+    """How the structures begin: threads, is it bf16, rows, heads, numbers in a row."""
     T, H = x.shape[0], x.shape[1] if x.dim() == 3 else 1
     return torch.get_num_threads(), x.dtype == torch.bfloat16, T * H, H, x.shape[-1]

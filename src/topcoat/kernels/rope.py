@@ -8,11 +8,21 @@ Su et al. 2021, arXiv:2104.09864, in the half-split order of Llama.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from topcoat.kernels.dispatch import is_flat_float, native_for, place, wide_dtype
+from topcoat.kernels.native.calls import settle
+from topcoat.kernels.native.structures import fields, places
 from topcoat.kernels.triton_ops.available import triton_can
+
+
+class _Rope(ctypes.Structure):
+    """struct rope of native/rope.c."""
+
+    _fields_ = fields(f"threads bf16 tokens heads pairs {places('x')} *cos *sin inverse")
 
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
@@ -35,6 +45,7 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
         (T, H, K), P = x.shape, cos.shape[-1]
         if 2 * P <= K and is_flat_float(cos, T, P) and is_flat_float(sin, T, P):
             size = torch.get_num_threads(), x.dtype == torch.bfloat16, T, H, P
-            library.rope(*size, *place(x), cos.data_ptr(), sin.data_ptr(), P, inverse)
+            library.rope(_Rope(*size, *place(x), cos.data_ptr(), sin.data_ptr(), inverse), x, cos, sin)
             return x
+    settle()
     return x.copy_(rope_reference(x, cos, sin, inverse))

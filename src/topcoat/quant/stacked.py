@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.huge_pages import empty_huge
+from topcoat.kernels.native.calls import settle
 from topcoat.kernels.scratch import scratch
 from topcoat.quant.linear import FrozenLinear, rebuilt
 
@@ -31,7 +32,9 @@ class StackedWeight:
         """The matrix (O, I) in `dtype`, to be read inside the `with` only."""
         if self._dense is not None and self._dense.dtype == dtype:
             yield self._dense
-        elif len(self.linears) == 1:
+            return
+        settle()  # a product that waits may read what is written now
+        if len(self.linears) == 1:
             with rebuilt(self.linears[0].weight_state, self.linears[0].format, dtype) as dense:
                 yield dense
         else:

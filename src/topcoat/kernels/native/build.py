@@ -43,6 +43,7 @@ _ROUNDING = (*_EVERY, "avx512_amx")  # what rounds to bf16 all day: AMX's proces
 _TILES = ("avx512", "avx512_amx")
 UNITS: dict[str, tuple[str, ...]] = {
     "parallel.c": ("portable",),
+    "calls.c": ("portable",),
     "cpu.c": ("portable",),
     "rms_norm.c": _ROUNDING,
     "rope.c": _ROUNDING,

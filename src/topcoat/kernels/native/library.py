@@ -16,6 +16,7 @@ from typing import Any
 
 from topcoat.errors import TopcoatError
 from topcoat.kernels.native.build import LIBRARY, VARIANTS, is_current
+from topcoat.kernels.native.calls import Deferrable, settle
 
 VARIABLE = "TOPCOAT_NATIVE"
 _TYPES: dict[str, Any] = {
@@ -28,9 +29,6 @@ _TYPES: dict[str, Any] = {
 
 # result and arguments of each function, a letter each (_TYPES); the C sources name them
 SIGNATURES = {
-    "rms_norm": "- iiiii pii pii pii pp f",
-    "rms_norm_backward": "- iiiii pii pii pii pii pp",
-    "rope": "- iiiii pii pp i i",
     "gated": "- iiiii pi pi",
     "gated_backward": "- iiiii pi pi",
     "cross_entropy": "i iiii pi pp fff i",
@@ -54,12 +52,10 @@ SIGNATURES = {
     "rows_join": "i pi pppp p",
     "rows_digests": "- pi pp",
 }
-TILE_SIGNATURES = {
-    "attention_forward": "- p",
-    "attention_forward_bytes": "i p",
-    "attention_backward": "- p",
-    "attention_backward_bytes": "i p",
-}
+STEPS = ("rms_norm", "rms_norm_backward", "rope")
+"""Functions of one structure, which can wait for each other (calls.py)."""
+TILE_SIGNATURES = {"attention_forward_bytes": "i p", "attention_backward_bytes": "i p"}
+TILE_STEPS = ("attention_forward", "attention_backward")
 """Functions on tiles (tiles.h): for avx512 and avx512_amx, each their own, and bound only there."""
 AMX_SIGNATURES = {
     "product": "- p",
@@ -68,26 +64,25 @@ AMX_SIGNATURES = {
     "outer_bytes": "i p",
     "projection_bytes": "i pii",
     "projection_fill": "- pi",
-    "projection_forward": "- pp",
-    "projection_backward": "- pp",
 }
+AMX_STEPS = ("projection_forward", "projection_backward")
 """Functions that nothing but AMX makes worth having."""
 
 
 class Library:
     """The functions of one instruction set, ready to be called with addresses and strides as plain ints."""
 
-    rms_norm: Callable[..., None]
-    rms_norm_backward: Callable[..., None]
-    rope: Callable[..., None]
+    rms_norm: Deferrable
+    rms_norm_backward: Deferrable
+    rope: Deferrable
     gated: Callable[..., None]
     gated_backward: Callable[..., None]
     cross_entropy: Callable[..., int]
     adamw: Callable[..., None]
     square_sum: Callable[..., float]
-    attention_forward: Callable[..., None]
+    attention_forward: Deferrable
     attention_forward_bytes: Callable[..., int]
-    attention_backward: Callable[..., None]
+    attention_backward: Deferrable
     attention_backward_bytes: Callable[..., int]
     dequantize_nf4: Callable[..., None]
     dequantize_integers: Callable[..., None]
@@ -112,20 +107,40 @@ class Library:
     outer_bytes: Callable[..., int]
     projection_bytes: Callable[..., int]
     projection_fill: Callable[..., None]
-    projection_forward: Callable[..., None]
-    projection_backward: Callable[..., None]
+    projection_forward: Deferrable
+    projection_backward: Deferrable
 
     def __init__(self, loaded: ctypes.CDLL, isa: str) -> None:
         self.isa = isa
         """avx512_amx, avx512, avx2 or portable."""
         everywhere = "avx512" if isa == "avx512_amx" else isa  # not everything gains by what AMX's processors have
-        for name, letters in SIGNATURES.items():
-            own = hasattr(loaded, f"topcoat_{isa}_{name}")
-            setattr(self, name, _bind(loaded, f"topcoat_{isa if own else everywhere}_{name}", letters))
-        for name, letters in TILE_SIGNATURES.items() if everywhere == "avx512" else ():
-            setattr(self, name, _bind(loaded, f"topcoat_{isa}_{name}", letters))
-        for name, letters in AMX_SIGNATURES.items() if isa == "avx512_amx" else ():
-            setattr(self, name, _bind(loaded, f"topcoat_{isa}_{name}", letters))
+        signatures, steps = dict(SIGNATURES), list(STEPS)
+        if everywhere == "avx512":
+            signatures, steps = signatures | TILE_SIGNATURES, [*steps, *TILE_STEPS]
+        if isa == "avx512_amx":
+            signatures, steps = signatures | AMX_SIGNATURES, [*steps, *AMX_STEPS]
+
+        def function(name: str, letters: str) -> Any:
+            own = f"topcoat_{isa}_{name}"
+            return _bind(loaded, own if hasattr(loaded, own) else f"topcoat_{everywhere}_{name}", letters)
+
+        for name, letters in signatures.items():
+            setattr(self, name, _settled(name, function(name, letters)))
+        make_all = _bind(loaded, "topcoat_make_calls", "- pi")
+        for name in steps:
+            setattr(self, name, Deferrable(function(name, "- p"), make_all))
+
+
+def _settled(name: str, function: Any) -> Callable[..., Any]:
+    """`function`, before which the calls that wait are made; a count of bytes needs nothing of them."""
+    if name.endswith("_bytes"):
+        return function
+
+    def run(*arguments: Any) -> Any:
+        settle()
+        return function(*arguments)
+
+    return run
 
 
 def _bind(loaded: ctypes.CDLL, name: str, letters: str) -> Any:

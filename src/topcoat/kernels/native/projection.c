@@ -14,6 +14,7 @@ struct stack { /* adapters side by side, on rows `first` .. first + rows of the 
 };
 
 struct ahead { /* forward: y = x Wᵀ + h Bᵀ + add, then the gate */
+    const struct stack *stack;
     int64_t threads, tokens;
     const bf16 *w;
     int64_t w_row;
@@ -28,6 +29,7 @@ struct ahead { /* forward: y = x Wᵀ + h Bᵀ + add, then the gate */
 };
 
 struct back { /* backward: u = g B, dx = g W + u A, then the gate's backward; dA = uᵀ x, dB = scale gᵀ h */
+    const struct stack *stack;
     int64_t threads, tokens;
     const bf16 *w;
     int64_t w_row;
@@ -137,12 +139,14 @@ static void outer_sum(struct outer o, char *scratch) {
     EXPORT(outer)(&o);
 }
 
-void EXPORT(projection_forward)(const struct stack *s, const struct ahead *c) {
+void EXPORT(projection_forward)(const struct ahead *c) {
+    const struct stack *s = c->stack;
     if (c->h && !c->h_known) multiply_all(inner_of(s, c), c->scratch);
     multiply_all(forward_of(s, c), c->scratch);
 }
 
-void EXPORT(projection_backward)(const struct stack *s, const struct back *c) {
+void EXPORT(projection_backward)(const struct back *c) {
+    const struct stack *s = c->stack;
     int64_t rank = 0, every_a = 1;
     for (int64_t i = 0; i < s->count; rank += s->ranks[i], i++) {
         multiply_all(up_of(s, c, i, rank), c->scratch);

@@ -12,12 +12,11 @@ INLINE void *row_of(const struct rows *x, int64_t r, int64_t heads, int bf16) {
 }
 
 struct forward {
+    int64_t threads, bf16, rows, heads, n;
     struct rows x, delta, out; /* delta.data NULL: a plain norm; else x + delta is written to delta first */
     const float *weight;
     float *rstd;
-    int64_t heads, n;
     float eps;
-    int bf16;
 };
 
 INLINE void forward_rows(int64_t begin, int64_t end, const struct forward *a, const int bf16, const int add) {
@@ -58,10 +57,9 @@ static void forward_range(int64_t begin, int64_t end, void *arg) {
 }
 
 struct backward {
+    int64_t threads, bf16, rows, heads, n;
     struct rows dn, x, residual, out; /* residual.data NULL: none */
     const float *weight, *rstd;
-    int64_t heads, n;
-    int bf16;
 };
 
 INLINE void backward_rows(int64_t begin, int64_t end, const struct backward *a, const int bf16) {
@@ -91,19 +89,10 @@ static void backward_range(int64_t begin, int64_t end, void *arg) {
 
 #define SHARE(n) (16384 / ((n) + 1) + 1) /* rows worth waking a thread for */
 
-void EXPORT(rms_norm)(int64_t threads, int64_t bf16, int64_t rows, int64_t heads, int64_t n, char *x, int64_t x_t,
-                      int64_t x_h, char *delta, int64_t delta_t, int64_t delta_h, char *out, int64_t out_t,
-                      int64_t out_h, const float *weight, float *rstd, float eps) {
-    struct forward a = {{x, x_t, x_h}, {delta, delta_t, delta_h}, {out, out_t, out_h}, weight, rstd, heads, n, eps,
-                        (int)bf16};
-    topcoat_parallel_for(rows, SHARE(n), threads, forward_range, &a);
+void EXPORT(rms_norm)(const struct forward *a) {
+    topcoat_parallel_for(a->rows, SHARE(a->n), a->threads, forward_range, (void *)a);
 }
 
-void EXPORT(rms_norm_backward)(int64_t threads, int64_t bf16, int64_t rows, int64_t heads, int64_t n, char *dn,
-                               int64_t dn_t, int64_t dn_h, char *x, int64_t x_t, int64_t x_h, char *residual,
-                               int64_t residual_t, int64_t residual_h, char *out, int64_t out_t, int64_t out_h,
-                               const float *weight, const float *rstd) {
-    struct backward a = {{dn, dn_t, dn_h}, {x, x_t, x_h}, {residual, residual_t, residual_h}, {out, out_t, out_h},
-                         weight, rstd, heads, n, (int)bf16};
-    topcoat_parallel_for(rows, SHARE(n), threads, backward_range, &a);
+void EXPORT(rms_norm_backward)(const struct backward *a) {
+    topcoat_parallel_for(a->rows, SHARE(a->n), a->threads, backward_range, (void *)a);
 }
