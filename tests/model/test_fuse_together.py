@@ -38,6 +38,9 @@ CASES = {
     "a frozen A": ("llama", LoraConfig(**LORA, freeze_lora_a=True), None),
     "one layer": ("llama", LoraConfig(**LORA, layers_to_transform=[1], exclude_modules=["up_proj"]), None),
     "nf4": ("qwen2", LoraConfig(**LORA), {"format": "nf4"}),
+    "nf4 and nested scales": ("llama", LoraConfig(**LORA), {"format": "nf4", "double_quant": True}),
+    "nf4-icq": ("llama", LoraConfig(**LORA), {"format": "nf4-icq"}),
+    "int8": ("llama", LoraConfig(**LORA), {"format": "int8"}),
     "qalora": ("llama", QaloraConfig(**LORA, qalora_group_size=16), {"format": "int4", "group_size": 16}),
 }
 

@@ -17,6 +17,7 @@ NF4: Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, section 3 and appendix E.
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 from topcoat.kernels.bitsandbytes_library import bitsandbytes_loads
 from topcoat.kernels.code_sizes import packed_bytes
 from topcoat.kernels.dispatch import is_flat_float, native_for
+from topcoat.kernels.native.calls import settle
+from topcoat.kernels.native.structures import fields
 from topcoat.kernels.packed_codes import unpack_flat
 from topcoat.kernels.triton_ops.available import triton_can
 
@@ -172,6 +175,14 @@ def _bitsandbytes_kernel(device_type: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("bitsandbytes::dequantize_4bit.out", "CUDA")
 
 
+class _Call(ctypes.Structure):
+    """struct nf4 of native/nf4.c."""
+
+    _fields_ = fields(
+        "threads bf16 rows columns *out out_t *packed *absmax *table bits block *nested *offset *values nested_block"
+    )
+
+
 def dequantize_nf4_native(
     packed: Tensor,
     absmax: Tensor,
@@ -196,7 +207,8 @@ def dequantize_nf4_native(
         return False
     size = torch.get_num_threads(), out.dtype == torch.bfloat16, *out.shape
     where = out.data_ptr(), out.stride(0), packed.data_ptr(), absmax.data_ptr(), _in_memory(levels).data_ptr()
-    library.dequantize_nf4(*size, *where, bits, block_size, *beside, NESTED_BLOCK)
+    call = _Call(*size, *where, bits, block_size, *beside, NESTED_BLOCK)
+    library.dequantize_nf4(call, packed, absmax, nested, out)
     return True
 
 
@@ -241,6 +253,7 @@ def dequantize_nf4(
         return fused.dequantize_nf4(packed, absmax, block_size, out, nested)
     if dequantize_nf4_native(packed, absmax, block_size, out, nested, levels):
         return out
+    settle()
     if nested is not None:
         absmax = nested_scales(absmax, nested)
     if own and bitsandbytes_can(packed, block_size, out):

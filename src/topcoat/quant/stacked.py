@@ -8,13 +8,13 @@ the scratch buffer for the length of one product.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from topcoat.kernels.huge_pages import empty_huge
-from topcoat.kernels.native.calls import settle
+from topcoat.kernels.native.calls import at_once
 from topcoat.kernels.scratch import scratch
 from topcoat.quant.linear import FrozenLinear, rebuilt
 
@@ -33,11 +33,12 @@ class StackedWeight:
         if self._dense is not None and self._dense.dtype == dtype:
             yield self._dense
             return
-        settle()  # a product that waits may read what is written now
-        if len(self.linears) == 1:
-            with rebuilt(self.linears[0].weight_state, self.linears[0].format, dtype) as dense:
-                yield dense
-        else:
+        # what is written at once may be what a product that waits has yet to read
+        with nullcontext() if all(linear.format.waits for linear in self.linears) else at_once():
+            if len(self.linears) == 1:
+                with rebuilt(self.linears[0].weight_state, self.linears[0].format, dtype) as dense:
+                    yield dense
+                return
             with scratch(self.shape, dtype, self.linears[0].device) as dense:
                 first = 0
                 for linear in self.linears:

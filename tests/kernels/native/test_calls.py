@@ -10,7 +10,7 @@ from native_here import ISAS, drawn, native
 
 from topcoat.kernels.gated import gated
 from topcoat.kernels.native import calls
-from topcoat.kernels.native.calls import settle, together, waits
+from topcoat.kernels.native.calls import at_once, settle, together, waits
 from topcoat.kernels.rms_norm import rms_norm
 from topcoat.kernels.rope import rope_
 
@@ -74,6 +74,19 @@ def test_a_with_inside_another_leaves_the_calls_to_it():
     with together():
         with together():
             rms_norm(x, weight, 1e-5)
+        assert waits()
+
+
+def test_at_once_nothing_waits_and_what_waited_comes_first():
+    x, weight, *_ = some()
+    wanted = rms_norm(x, weight, 1e-5)[0]
+    with together():
+        out = torch.zeros(6, 32)
+        rms_norm(x, weight, 1e-5, out=out)
+        with at_once():
+            assert torch.equal(out, wanted)
+            assert torch.equal(rms_norm(x, weight, 1e-5)[0], wanted)
+        rms_norm(x, weight, 1e-5)
         assert waits()
 
 

@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 """Instruction sets in rising order, cpu.c's numbers, and the flags that let the compiler use them."""
 
 _EVERY = ("portable", "avx2", "avx512")
-_ROUNDING = (*_EVERY, "avx512_amx")  # what rounds to bf16 all day: AMX's processors do it in one instruction
+_ROUNDING = (*_EVERY, "avx512_amx")  # what rounds to bf16 all day: one instruction there, and 0 below 2^-126
 _TILES = ("avx512", "avx512_amx")
 UNITS: dict[str, tuple[str, ...]] = {
     "parallel.c": ("portable",),

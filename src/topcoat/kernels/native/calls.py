@@ -71,6 +71,17 @@ def waits() -> bool:
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """Inside, nothing waits: for code that does not know of waiting calls. Those that waited before are made first."""
+    settle()
+    before, _here.calls = _here.calls, None
+    try:
+        yield
+    finally:
+        _here.calls = before
+
+
+@contextmanager
 def together() -> Iterator[None]:
     """Inside, calls are put down; at the end all have been made. Where an error leaves it, those that wait are not."""
     if _here.calls is not None:  # inside another, which will make them

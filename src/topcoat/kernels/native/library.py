@@ -34,7 +34,6 @@ SIGNATURES = {
     "cross_entropy": "i iiii pi pp fff i",
     "adamw": "- ii pppp fffffffff",
     "square_sum": "d ii pp",
-    "dequantize_nf4": "- iiii pi ppp ii ppp i",
     "dequantize_integers": "- iiii pi ppp ii",
     "best_centres": "- i ppppppp iiiii",
     "words_rules_new": "p ii ppipi ppp",
@@ -52,7 +51,7 @@ SIGNATURES = {
     "rows_join": "i pi pppp p",
     "rows_digests": "- pi pp",
 }
-STEPS = ("rms_norm", "rms_norm_backward", "rope")
+STEPS = ("rms_norm", "rms_norm_backward", "rope", "dequantize_nf4")
 """Functions of one structure, which can wait for each other (calls.py)."""
 TILE_SIGNATURES = {"attention_forward_bytes": "i p", "attention_backward_bytes": "i p"}
 TILE_STEPS = ("attention_forward", "attention_backward")
@@ -84,7 +83,7 @@ class Library:
     attention_forward_bytes: Callable[..., int]
     attention_backward: Deferrable
     attention_backward_bytes: Callable[..., int]
-    dequantize_nf4: Callable[..., None]
+    dequantize_nf4: Deferrable
     dequantize_integers: Callable[..., None]
     best_centres: Callable[..., None]
     words_rules_new: Callable[..., int | None]

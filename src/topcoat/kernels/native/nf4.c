@@ -10,11 +10,15 @@ typedef uint8_t v8b __attribute__((vector_size(8)));
 typedef uint16_t v8h __attribute__((vector_size(16)));
 
 struct nf4 {
-    const uint8_t *packed;
-    const void *absmax; /* float; with nested scales uint8 codes into `values` */
-    const float *table, *nested, *offset, *values;
+    int64_t threads, bf16, rows, columns;
     char *out;
-    int64_t columns, out_t, block, nested_block;
+    int64_t out_t;
+    const uint8_t *packed;
+    const void *absmax;                    /* float; with nested scales uint8 codes into `values` */
+    const float *table;                    /* 16 numbers, of which 2^bits count */
+    int64_t bits, block;
+    const float *nested, *offset, *values; /* NULL: absmax is float */
+    int64_t nested_block;
 };
 
 /* The scale of block b. The product goes through double so that no compiler fuses it with the sum. */
@@ -88,12 +92,8 @@ INLINE void rows(int64_t begin, int64_t end, const struct nf4 *a, const int bits
     static void range_##bits##_##bf16(int64_t begin, int64_t end, void *arg) { rows(begin, end, arg, bits, bf16); }
 RANGE(2, 0) RANGE(2, 1) RANGE(3, 0) RANGE(3, 1) RANGE(4, 0) RANGE(4, 1)
 
-/* nested, offset and values NULL: absmax is float. table: 16 numbers, of which 2^bits count. */
-void EXPORT(dequantize_nf4)(int64_t threads, int64_t bf16, int64_t count, int64_t columns, char *out, int64_t out_t,
-                            const uint8_t *packed, const void *absmax, const float *table, int64_t bits, int64_t block,
-                            const float *nested, const float *offset, const float *values, int64_t nested_block) {
-    struct nf4 a = {packed, absmax, table, nested, offset, values, out, columns, out_t, block, nested_block};
+void EXPORT(dequantize_nf4)(const struct nf4 *a) {
     static void (*const ways[5][2])(int64_t, int64_t, void *) = {
         [2] = {range_2_0, range_2_1}, [3] = {range_3_0, range_3_1}, [4] = {range_4_0, range_4_1}};
-    topcoat_parallel_for(count, 32768 / (columns + 1) + 1, threads, ways[bits][bf16], &a);
+    topcoat_parallel_for(a->rows, 32768 / (a->columns + 1) + 1, a->threads, ways[a->bits][a->bf16], (void *)a);
 }
