@@ -25,6 +25,8 @@ Policy = Literal["none", "mlp", "qkv", "block", "offload"]
 
 LADDER: tuple[Policy, ...] = ("none", "mlp", "qkv", "block")
 """From most memory to least, and from no work to most."""
+LADDER_WITH_HOST: tuple[Policy, ...] = (*LADDER, "offload")
+"""The same on a GPU, beside which there is other memory."""
 
 KEPT: dict[Policy, frozenset[str]] = {
     "none": frozenset({"qkv", "attended", "lse", "x2", "gate_up", "mixed", "projected"}),
@@ -85,15 +87,26 @@ class BlockSizes:
         return again
 
 
-def choose(layers: Sequence[BlockSizes], tokens: int, budget_bytes: float, element_bytes: int = 2) -> list[Policy]:
+def held_bytes(layers: Sequence[BlockSizes], policies: Sequence[Policy], tokens: int, element_bytes: int = 2) -> int:
+    """Bytes that all layers keep for `tokens`."""
+    return tokens * sum(layer.token_bytes(p, element_bytes) for layer, p in zip(layers, policies, strict=True))
+
+
+def choose(
+    layers: Sequence[BlockSizes],
+    tokens: int,
+    budget_bytes: float,
+    element_bytes: int = 2,
+    ladder: Sequence[Policy] = LADDER,
+) -> list[Policy]:
     """The cheapest policies, one a layer from the bottom up, whose kept bytes for `tokens` fit `budget_bytes`.
 
-    Layers move down the ladder one rung at a time, bottom layers first; where not even "block" everywhere fits, that
-    is what comes back, and the caller's bill says by how much it does not.
+    Layers move down the ladder one rung at a time, bottom layers first; where not even its last rung everywhere fits,
+    that is what comes back, and the caller's bill says by how much it does not.
     """
-    policies: list[Policy] = ["none"] * len(layers)
-    held = sum(layer.token_bytes("none", element_bytes) for layer in layers) * tokens
-    for rung in LADDER[1:]:
+    policies: list[Policy] = [ladder[0]] * len(layers)
+    held = held_bytes(layers, policies, tokens, element_bytes)
+    for rung in ladder[1:]:
         for at, layer in enumerate(layers):
             if held <= budget_bytes:
                 return policies

@@ -134,8 +134,8 @@ def _policies(request: Request, counts: Counts, setup: Setup) -> tuple[Policy, .
     asked = request.train.recompute
     if asked != "auto":
         return (asked,) * counts.layers
-    room = activation_room(counts, setup, request.budget_bytes)
-    return tuple(fitting_policies(counts.blocks, setup.tokens, setup.rows, room, setup.element_bytes))
+    room, on_gpu = activation_room(counts, setup, request.budget_bytes), request.device.kind == "cuda"
+    return tuple(fitting_policies(counts.blocks, setup.tokens, setup.rows, room, setup.element_bytes, on_gpu))
 
 
 def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from topcoat.kernels.loss_chunks import chunk_rows_of, loss_rows
-from topcoat.kernels.recompute import Policy, choose, summary
+from topcoat.kernels.recompute import LADDER, LADDER_WITH_HOST, Policy, choose, held_bytes, summary
 from topcoat.planning.activations import kept_bytes, working_bytes
 from topcoat.planning.bill import Bill, Line
 from topcoat.planning.counts import BlockCounts, Counts
@@ -146,20 +146,21 @@ def activation_room(counts: Counts, setup: Setup, budget_bytes: float) -> float:
 
 
 def fitting_policies(
-    blocks: BlockCounts, tokens: int, rows: int, room_bytes: float | None, element_bytes: int
+    blocks: BlockCounts, tokens: int, rows: int, room_bytes: float | None, element_bytes: int, on_gpu: bool
 ) -> list[Policy]:
     """The cheapest recompute policies whose activations fit `room_bytes`, the working set and the adapters' part
-    included; nothing is recomputed where the room is not known (None)."""
+    included; nothing is recomputed where the room is not known (None), nothing waits in host memory but `on_gpu`."""
     count = len(blocks.sizes)
     if room_bytes is None:
         return ["none"] * count
     e = element_bytes
     beside = tokens * e * sum(rank.total for rank in blocks.ranks)
     best: list[Policy] = ["none"] * count
-    everything: list[Policy] = ["block"] * count
-    for policies in (best, everything):  # the working set grows once any layer recomputes
-        working = working_bytes(blocks.sizes, blocks.ranks, policies, tokens, rows, e)
-        best = choose(blocks.sizes, tokens, room_bytes - working - beside, e)
-        if all(policy == "none" for policy in best):
+    # the working set grows once any layer recomputes, and again once one waits in host memory
+    for last in ("none", "block", "offload")[: 3 if on_gpu else 2]:
+        working = working_bytes(blocks.sizes, blocks.ranks, [last] * count, tokens, rows, e)
+        room = room_bytes - working - beside
+        best = choose(blocks.sizes, tokens, room, e, LADDER_WITH_HOST if last == "offload" else LADDER)
+        if set(best) == {"none"} or (last == "block" and held_bytes(blocks.sizes, best, tokens, e) <= room):
             break
     return best

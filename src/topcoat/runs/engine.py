@@ -96,7 +96,8 @@ def _policies(
         return [recompute] * len(sizes)
     rank = max((_rank(layer) for layer in adapters.layers.values()), default=0)
     blocks = BlockCounts(tuple(sizes), (Ranks.of_rank(rank),) * len(sizes), stacked=0)
-    return fitting_policies(blocks, tokens, rows, budget_bytes, base.compute_dtype.itemsize)
+    on_gpu = base.device.type == "cuda"
+    return fitting_policies(blocks, tokens, rows, budget_bytes, base.compute_dtype.itemsize, on_gpu)
 
 
 def _rank(layer: Adapter) -> int:
