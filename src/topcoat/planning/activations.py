@@ -75,9 +75,7 @@ def working_bytes(
         numbers += size.hidden
     widths = {"qkv": qkv, "attended": size.query, "x2": size.hidden, "gate_up": 2 * size.mlp}
     widths["mixed"] = size.hidden if size.post_norms else 0
-    if (
-        "offload" in policies
-    ):  # the embedding's output; two buffers that inputs take turns in, two slots for the way out
+    if "offload" in policies:  # the embedding's output, two buffers that inputs take turns in, two slots to the host
         numbers += 5 * size.hidden
     kept_by_all = frozenset.intersection(*(KEPT[policy] for policy in policies))
     numbers += sum(width for name, width in widths.items() if name not in kept_by_all)

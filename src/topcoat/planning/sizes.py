@@ -157,8 +157,9 @@ def fitting_policies(
     beside = tokens * e * sum(rank.total for rank in blocks.ranks)
     best: list[Policy] = ["none"] * count
     # the working set grows once any layer recomputes, and again once one waits in host memory
-    for last in ("none", "block", "offload")[: 3 if on_gpu else 2]:
-        working = working_bytes(blocks.sizes, blocks.ranks, [last] * count, tokens, rows, e)
+    rungs: tuple[Policy, ...] = ("none", "block", "offload") if on_gpu else ("none", "block")
+    for last in rungs:
+        working = working_bytes(blocks.sizes, blocks.ranks, (last,) * count, tokens, rows, e)
         room = room_bytes - working - beside
         best = choose(blocks.sizes, tokens, room, e, LADDER_WITH_HOST if last == "offload" else LADDER)
         if set(best) == {"none"} or (last == "block" and held_bytes(blocks.sizes, best, tokens, e) <= room):
