@@ -105,22 +105,37 @@ def _figures(result: dict[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- |"
     for workload, rows in _by_workload(result):
         ours = [row for row in rows if row["is_ours"] and counts(row) and row.get("speed_ratio")]
-        if workload.least_speed is None or not ours:
-            continue
-        row = choose(workload, ours)
+        if ours:
+            yield from _figures_of(workload, ours, choose(workload, ours))
+    for name, share in result.get("qlora_over_lora", {}).items():
+        wanted = "QLoRA at most 15 % slower than LoRA, same rows"
+        yield f"| {wanted} | | {share:.2f} of its speed | {name} | {_verdict(share >= LEAST_QLORA)} |"
+
+
+def _figures_of(workload: Workload, ours: Sequence[Row], row: Row) -> Iterator[str]:
+    """The lines of one workload, for which `row` stands."""
+    by = row["contender"]
+    if workload.least_speed is not None:
         wanted = f"{workload.name}: {workload.least_speed:g} times the speed"
         got = f"{row['speed_ratio']:.2f} times"
         if workload.most_memory is not None:
             wanted += f", {workload.most_memory:g} of the memory"
             got += f", {row['memory_ratio']:.2f}"
-        yield f"| {wanted} | {row['best_peer']} | {got} | {row['contender']} | {_verdict(reached(workload, row))} |"
-        if workload.least_share is not None:
-            share, hit = row["share_of_ceiling"], row["share_of_ceiling"] >= workload.least_share
-            wanted = f"{workload.name}: {workload.least_share:.0%} of the ceiling"
-            yield f"| {wanted} | | {share:.0%} | {row['contender']} | {_verdict(hit)} |"
-    for name, share in result.get("qlora_over_lora", {}).items():
-        wanted = "QLoRA at most 15 % slower than LoRA, same rows"
-        yield f"| {wanted} | | {share:.2f} of its speed | {name} | {_verdict(share >= LEAST_QLORA)} |"
+        yield f"| {wanted} | {row['best_peer']} | {got} | {by} | {_verdict(reached(workload, row))} |"
+    for beginning, least in workload.least_versus:
+        found = {name: v["speed_ratio"] for name, v in row["versus"].items() if name.startswith(beginning)}
+        if found:
+            best = min(found, key=found.__getitem__)
+            wanted, hit = f"{workload.name}: {least:g} times the speed of {beginning}", found[best] >= least
+            yield f"| {wanted} | {best} | {found[best]:.2f} times | {by} | {_verdict(hit)} |"
+    if workload.least_share is not None:
+        share, hit = row["share_of_ceiling"], row["share_of_ceiling"] >= workload.least_share
+        yield f"| {workload.name}: {workload.least_share:.0%} of the ceiling | | {share:.0%} | {by} | {_verdict(hit)} |"
+    for one in ours:
+        if workload.most_bytes is not None and one["contender"] == workload.most_bytes[0]:
+            wanted = f"{workload.name}: at most {show_bytes(workload.most_bytes[1])}"
+            got, hit = show_bytes(one["peak_bytes"]), one["peak_bytes"] <= workload.most_bytes[1]
+            yield f"| {wanted} | | {got} | {one['contender']} | {_verdict(hit)} |"
 
 
 def choose(workload: Workload, ours: Sequence[Row]) -> Row:

@@ -81,3 +81,19 @@ def test_a_long_run_is_shown_by_its_ends():
     text = page([result], None, [run, run | {"rows": 100_000, "over_first_run": 1.04}])
     assert "| 1,000 | 10,000 | 150 | 120 | 0.80 |  |" in text
     assert "| 100,000 | 10,000 | 150 | 120 | 0.80 | 1.04 |" in text
+
+
+def test_figures_for_a_gpu_are_told_peer_by_peer():
+    name = "8b-nf4-4096"
+    rows = [row("topcoat-none", [1.0]), row("topcoat-offload", [1.5], 5 * 2**30), row("trl-packed", [1.9])]
+    rows += [row("unsloth-default", [1.4]), row("unsloth-no-ckpt", [1.36])]
+    for one in rows:
+        one["workload"] = name
+    result = small(*rows) | {"suite": "gpu"}
+    text = page([finish(result)])
+    assert (
+        f"| {name}: 1.35 times the speed of unsloth | unsloth-no-ckpt | 1.36 times | topcoat-none | reached |" in text
+    )
+    assert f"| {name}: 2 times the speed of trl | trl-packed | 1.90 times | topcoat-none | **missed** |" in text
+    assert f"| {name}: at most 6.0 GiB | | 5.0 GiB | topcoat-offload | reached |" in text
+    assert "of peft" not in text
