@@ -91,9 +91,8 @@ def test_figures_for_a_gpu_are_told_peer_by_peer():
         one["workload"] = name
     result = small(*rows) | {"suite": "gpu"}
     text = page([finish(result)])
-    assert (
-        f"| {name}: 1.35 times the speed of unsloth | unsloth-no-ckpt | 1.36 times | topcoat-none | reached |" in text
-    )
+    wanted = f"| {name}: 1.35 times the speed of unsloth | unsloth-no-ckpt | 1.36 times | topcoat-none | reached |"
+    assert wanted in text
     assert f"| {name}: 2 times the speed of trl | trl-packed | 1.90 times | topcoat-none | **missed** |" in text
     assert f"| {name}: at most 6.0 GiB | | 5.0 GiB | topcoat-offload | reached |" in text
     assert "of peft" not in text
