@@ -140,14 +140,15 @@ EXPERIMENT = Experiment(
     paper=Table(["weights and adapter", "MMLU"], PAPER_ROWS),
     paper_chart=Chart("IR-QLoRA: MMLU of LLaMA-7B", bars={str(name): float(value) for name, value in PAPER_ROWS}),
     run=run,
-    notes="On normal weights the entropy rises by 0.074 bit (3.684 to 3.758), and the error changes by +0.4 %, -1.0 % and "
-    "-0.6 % at 4, 3 and 2 bits. The weights here lie on 16 levels to 32 of them, and a centre moves a block's levels on "
-    "or off that grid: with noise of one step of it added, every fifth matrix gives +0.070 bit and an error 1.002 times "
-    "NF4's. Perplexity is decided by neither: with four draws of that noise, ICQ less NF4 is -0.138, +0.124, -0.066 and "
-    "+0.011 nats on WikiText and -0.076, +0.065, -0.096 and -0.089 on Shakespeare (16 windows each). Rounding errors of "
-    "the same size come out a tenth of a nat apart, so one model in 4 bits does not tell which of two such formats is "
-    "better, and the intervals above, which are over windows, do not hold that. At 2 bits the model is gone either way; a "
-    "checkpoint that was never rounded was not at hand. QPiSSA repairs more of some matrix than was asked. Tuned, "
-    "IR-QLoRA and QLoRA are alike.",
+    notes="On normal weights the entropy rises by 0.074 bit (3.684 to 3.758), and the error changes by +0.4 %, -1.0 "
+    "% and -0.6 % at 4, 3 and 2 bits. The weights here lie on 16 levels to 32 of them, and a centre moves a "
+    "block's levels on or off that grid: with noise of one step of it added, every fifth matrix gives +0.070 "
+    "bit and an error 1.002 times NF4's. Perplexity is decided by neither: with four draws of that noise, ICQ "
+    "less NF4 is -0.138, +0.124, -0.066 and +0.011 nats on WikiText and -0.076, +0.065, -0.096 and -0.089 on "
+    "Shakespeare (16 windows each). Rounding errors of the same size come out a tenth of a nat apart, so one "
+    "model in 4 bits does not tell which of two such formats is better, and the intervals above, which are "
+    "over windows, do not hold that. At 2 bits the model is gone either way; a checkpoint that was never "
+    "rounded was not at hand. QPiSSA repairs more of some matrix than was asked. Tuned, IR-QLoRA and QLoRA "
+    "are alike.",
     minutes=12,
 )
