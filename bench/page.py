@@ -26,7 +26,8 @@ INTRODUCTION = """# Benchmarks
 One optimizer step of a LoRA adapter (r 16 on all linears, no dropout, AdamW), by topcoat and by its peers: PEFT in a
 plain loop, TRL's SFTTrainer, and both over bitsandbytes' NF4 weights. All load the same weights and the same adapter
 start, and see the same tokens and labels in the same steps. Each runs in a process of its own; the best peer and
-topcoat's recompute policies take turns, a step each, and a ratio is the median over the turns.
+topcoat's recompute policies take turns, a step each, and a ratio is the median over the turns. A peer that was faster
+before, alone, counts with that.
 
 Before a timing counts, a contender's first step must have seen the right tokens and come out at the loss and, within
 2 %, at the gradient norm of a float32 computation of one document at a time. Tokens are real ones, padding left out.

@@ -3,8 +3,9 @@
 Tokens a second are the median over the rounds in which contenders take turns (from round 1 on), or over the sweep's
 timed steps (rounds 0, -1, ...) where a contender took no turns. A speed ratio is the median, over the rounds that two
 contenders took side by side, of the ratio within the round, so that what slows the machine for a while slows both;
-where they share no round it is the ratio of the medians. Contenders that a gate has stopped are listed and compared
-with nothing.
+where they share no round it is the ratio of the medians. A peer that was faster in the sweep, where it stands alone,
+than in its turns counts as it was in the sweep: some slow down when they wait between steps. Contenders that a gate has
+stopped are listed and compared with nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ def timed(row: Mapping[str, Any]) -> dict[int, float]:
 
 
 def tokens_per_s(row: Mapping[str, Any]) -> float:
-    """The median over the timed steps."""
-    return statistics.median(timed(row).values())
+    """The median over the timed steps; of a peer the better of its turns and of what it did alone."""
+    turns = statistics.median(timed(row).values())
+    alone = [s["tokens"] / s["seconds"] for s in row["steps"] if s["round"] is not None and s["round"] <= 0]
+    return turns if row["is_ours"] or not alone else max(turns, statistics.median(alone))
 
 
 def speed_ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
@@ -39,7 +42,8 @@ def speed_ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
     mine, other = timed(ours), timed(theirs)
     common = sorted(mine.keys() & other.keys())
     if common:
-        return statistics.median(mine[at] / other[at] for at in common)
+        slowed = statistics.median(other.values()) / tokens_per_s(theirs)
+        return slowed * statistics.median(mine[at] / other[at] for at in common)
     return tokens_per_s(ours) / tokens_per_s(theirs)
 
 

@@ -20,11 +20,13 @@ def test_a_ratio_is_taken_within_each_round():
     assert speed_ratio(ours, theirs) == pytest.approx(5.0)
 
 
-def test_the_step_of_the_sweep_counts_only_where_there_is_no_other():
-    turns = row("topcoat-none", [2.0, 1.0, 1.0], first_round=0)
+def test_the_step_of_the_sweep_counts_where_there_is_no_other_or_where_a_peer_was_faster_in_it():
+    turns = row("topcoat-none", [0.5, 1.0, 1.0], first_round=0)
     assert tokens_per_s(turns) == 1000
     assert tokens_per_s(row("trl", [5.0], first_round=0)) == 200
-    assert speed_ratio(turns, row("trl", [1.0, 5.0, 5.0], first_round=0)) == 5
+    assert speed_ratio(turns, row("trl", [9.0, 5.0, 5.0], first_round=0)) == 5
+    assert tokens_per_s(row("trl", [4.0, 5.0, 5.0], first_round=0)) == 250
+    assert speed_ratio(turns, row("trl", [4.0, 5.0, 5.0], first_round=0)) == pytest.approx(4)
 
 
 def test_without_a_common_round_it_is_the_ratio_of_medians():
