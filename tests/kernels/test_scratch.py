@@ -1,5 +1,7 @@
 """One reused buffer, lent to one reader at a time."""
 
+import threading
+
 import pytest
 import torch
 
@@ -59,3 +61,17 @@ def test_it_grows_to_the_largest_and_stays():
     assert scratch_bytes() == 400
     release_scratch()
     assert scratch_bytes() == 0
+
+
+def test_threads_have_buffers_of_their_own_since_calls_that_wait_read_them_later():
+    cpu, found = torch.device("cpu"), []
+
+    def borrow():
+        with scratch((1000,), torch.float32, cpu) as buffer:
+            found.append(buffer)
+
+    borrow()
+    other = threading.Thread(target=borrow)
+    other.start()
+    other.join()
+    assert found[0].data_ptr() != found[1].data_ptr()

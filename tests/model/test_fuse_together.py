@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,7 +12,8 @@ from topcoat.adapters.attach import attach
 from topcoat.adapters.settings import LoraConfig, QaloraConfig
 from topcoat.kernels.native import calls
 from topcoat.kernels.native.library import native_library
-from topcoat.kernels.recompute import LADDER
+from topcoat.kernels.offload import make_shelf
+from topcoat.kernels.recompute import LADDER_WITH_HOST
 from topcoat.model.attention import attention_inputs, register
 from topcoat.model.blocks import LAYOUTS
 from topcoat.model.fill import block_linears
@@ -70,14 +73,14 @@ def made(name: str, config: LoraConfig, quantization: dict | None, dtype: torch.
 
 
 @pytest.mark.parametrize(
-    ("policy", "dtype"), [*((policy, torch.bfloat16) for policy in LADDER), ("block", torch.float32)]
+    ("policy", "dtype"), [*((policy, torch.bfloat16) for policy in LADDER_WITH_HOST), ("block", torch.float32)]
 )
 @pytest.mark.parametrize("case", CASES)
 def test_waiting_calls_give_the_same_bits_and_torch_touches_nothing_meanwhile(case, policy, dtype, monkeypatch):
     name, config, quantization = CASES[case]
     biases = {"attention_bias": True, "mlp_bias": True} if case == "biases" else {}
     model, adapters = made(name, config, quantization, dtype, **biases)
-    fused = fuse(model, policy)
+    fused = fuse(model, policy, partial(make_shelf, torch.device("cpu")))
     assert isinstance(fused, FusedModel), fused
     ids = torch.randint(3, VOCAB - 8, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     for spans, rows in BATCHES:

@@ -81,3 +81,9 @@ def test_beside_a_gpu_inputs_wait_in_host_memory_where_nothing_else_fits() -> No
     assert chosen(taken(half)) == half
     assert held_bytes(sizes, chosen(0), TOKENS) == 0
     assert chosen(taken(half), on_gpu=False) == ["block"] * 16
+
+
+def test_few_layers_keep_their_inputs_since_the_way_to_the_host_takes_more() -> None:
+    sizes = block_sizes(tiny_model("llama", layers=4))
+    blocks = BlockCounts(tuple(sizes), (Ranks.of_rank(4),) * 4, stacked=0)
+    assert fitting_policies(blocks, TOKENS, TOKENS, 0, 2, True) == ["block"] * 4

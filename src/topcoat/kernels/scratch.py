@@ -6,7 +6,7 @@ times a step; one buffer, as large as the largest weight, serves them all.
 
 A buffer is lent inside a `with` and is free again when the `with` ends; the values in it mean nothing after that. Who
 finds it taken (the same thread inside a lender, another thread) gets a temporary instead, so nothing waits and nothing
-is overwritten. On a GPU the key holds the stream too: work queued on one stream runs in order.
+is overwritten. The key holds the stream of a GPU, and on a CPU the thread: what is put down on one runs in order.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ class scratch:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self._asked = shape, dtype, device
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        key = dtype, device, stream
+        # compiled calls that wait (native/calls.py) use it after the `with`, in this thread's order
+        line = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else threading.get_ident()
+        key = dtype, device, line
         self._slot: _Slot | None = _slots.get(key) or _slots.setdefault(key, _Slot())
 
     def __enter__(self) -> Tensor:

@@ -20,6 +20,7 @@ the gated product) + 2 norms * 4 D a token and block. Engine study, section 3.2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from topcoat.kernels.loss_chunks import chunk_rows_of, loss_rows
@@ -156,12 +157,17 @@ def fitting_policies(
     e = element_bytes
     beside = tokens * e * sum(rank.total for rank in blocks.ranks)
     best: list[Policy] = ["none"] * count
+    least = math.inf
     # the working set grows once any layer recomputes, and again once one waits in host memory
     rungs: tuple[Policy, ...] = ("none", "block", "offload") if on_gpu else ("none", "block")
     for last in rungs:
         working = working_bytes(blocks.sizes, blocks.ranks, (last,) * count, tokens, rows, e)
         room = room_bytes - working - beside
-        best = choose(blocks.sizes, tokens, room, e, LADDER_WITH_HOST if last == "offload" else LADDER)
-        if set(best) == {"none"} or (last == "block" and held_bytes(blocks.sizes, best, tokens, e) <= room):
+        found = choose(blocks.sizes, tokens, room, e, LADDER_WITH_HOST if last == "offload" else LADDER)
+        taken = working + held_bytes(blocks.sizes, found, tokens, e)
+        if last == "offload" and taken >= least:  # the way to the host takes buffers too
+            break
+        best, least = found, taken
+        if set(best) == {"none"} or (last == "block" and taken <= room_bytes - beside):
             break
     return best

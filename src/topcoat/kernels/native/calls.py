@@ -7,7 +7,7 @@ order when the `with` ends, when there are MOST of them, or when `settle` is cal
 
 Whoever reads or writes such a tensor in any other way settles first. All other functions of the library do. Torch does
 not: what runs inside `together` calls `settle` before torch touches numbers, and a test holds every path through the
-blocks to that (tests/kernels/native/test_calls.py).
+blocks to that (tests/model/test_fuse_together.py).
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ AMX_STEPS = ("projection_forward", "projection_backward")
 
 
 class Library:
-    """The functions of one instruction set, ready to be called with addresses and strides as plain ints."""
+    """The functions of one instruction set. They take addresses and strides as plain ints; steps one structure of them,
+    and the tensors that it points to."""
 
     rms_norm: Deferrable
     rms_norm_backward: Deferrable

@@ -123,8 +123,10 @@ int64_t EXPORT(projection_bytes)(const struct stack *s, int64_t threads, int64_t
     int64_t bytes = more(more(0, forward_of(s, &ahead)), backward_of(s, &back));
     if (s->rank) {
         bytes = more_outer(more(bytes, inner_of(s, &ahead)), down_gradient_of(s, &back, 0, s->rank, NULL));
-        for (int64_t i = 0; i < s->count; i++)
+        for (int64_t i = 0; i < s->count; i++) {
             bytes = more_outer(more(bytes, up_of(s, &back, i, 0)), up_gradient_of(s, &back, i, 0));
+            bytes = more_outer(bytes, down_gradient_of(s, &back, 0, s->ranks[i], NULL));
+        }
     }
     return bytes + 64;
 }
