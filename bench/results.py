@@ -34,7 +34,7 @@ def tokens_per_s(row: Mapping[str, Any]) -> float:
     """The median over the timed steps; of a peer the better of its turns and of what it did alone."""
     turns = statistics.median(timed(row).values())
     alone = [s["tokens"] / s["seconds"] for s in row["steps"] if s["round"] is not None and s["round"] <= 0]
-    return turns if row["is_ours"] or not alone else max(turns, statistics.median(alone))
+    return turns if row.get("is_ours") or not alone else max(turns, statistics.median(alone))
 
 
 def speed_ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
