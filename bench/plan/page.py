@@ -57,8 +57,9 @@ def page(results: dict[str, Any]) -> str:
 
 SINCE = (
     "These rows are older than the calls that wait for each other (decision 12). A step of 4 x 512 tokens of "
-    "SmolLM2-135M, for which 1.44 seconds stand here and 1.43 are planned, takes 1.10 since: plans of time are too "
-    "long by up to a third, most for short steps, until the grid is measured and fitted anew."
+    "SmolLM2-135M, for which 1.44 seconds stand here and 1.43 are planned, takes 1.07 to 1.10 since "
+    "(docs/benchmarks.md): plans of time are too long, there by three tenths, until the grid is measured and fitted "
+    "anew."
 )
 """What has changed since the rows were measured. Goes with their next measurement."""
 

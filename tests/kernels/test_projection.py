@@ -1,5 +1,6 @@
 """A projection with its adapters, in torch's calls and as one call of compiled code: float64 says what is right."""
 
+import ctypes
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +13,7 @@ from topcoat.kernels.arena import Arena
 from topcoat.kernels.gated import ACTIVATIONS, gated_backward_reference, gated_reference
 from topcoat.kernels.native.library import native_library
 from topcoat.kernels.product import Gating
+from topcoat.kernels.product_native import _Outer
 from topcoat.kernels.projection import LowRank, Projection
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
@@ -240,3 +242,15 @@ def test_what_trains_may_change_between_steps(way):
             dA, dB = stack.backward(g, None, x, h, Arena(CPU), None)
             assert (dA is not None) == train_A
             assert dB is not None
+
+
+@pytest.mark.skipif(not AMX, reason="no compiled products here")
+@pytest.mark.parametrize("ranks", [(16, 16), (16, 4, 30), (33, 16)])
+@pytest.mark.parametrize("tokens", [32, 48, 700])
+def test_the_scratch_counted_is_enough_for_the_gradient_of_each_factor_by_itself(ranks, tokens):
+    width, library = 192, native_library()
+    projection, *_ = made(width, [(32, rank) for rank in ranks])
+    for rank in ranks:  # dA of one adapter where another's A is frozen
+        sizes = {"t": tokens, "r": rank, "n": width, "out_row": width, "u_row": sum(ranks), "x_row": width}
+        needed = library.outer_bytes(ctypes.byref(_Outer(**sizes, threads=2)))
+        assert projection._native._bytes(2, tokens) >= needed

@@ -80,7 +80,10 @@ class _Decoder(torch.autograd.Function):
         arena = decoder.take_arena()
         last = len(decoder.blocks) - 1
         first = 0 if want_x else _first_adapted(decoder.blocks)
-        shelf = decoder.make_shelf() if training and decoder.make_shelf and "offload" in decoder.policies else None
+        offloads = training and "offload" in decoder.policies
+        if offloads and decoder.make_shelf is None:
+            raise ValueError("a layer's policy is offload, and there is no make_shelf: its input would be overwritten")
+        shelf = decoder.make_shelf() if offloads and decoder.make_shelf else None
         passes = []
         hidden = x.detach()
         with together():

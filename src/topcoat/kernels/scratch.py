@@ -5,8 +5,9 @@ backward. Giving every product a fresh tensor of that size makes the allocator r
 times a step; one buffer, as large as the largest weight, serves them all.
 
 A buffer is lent inside a `with` and is free again when the `with` ends; the values in it mean nothing after that. Who
-finds it taken (the same thread inside a lender, another thread) gets a temporary instead, so nothing waits and nothing
-is overwritten. The key holds the stream of a GPU, and on a CPU the thread: what is put down on one runs in order.
+finds it taken (inside a lender, or in another thread on the same stream) gets a temporary instead, so nothing waits
+and nothing is overwritten. The key holds the stream of a GPU, and on a CPU the thread: what is put down on one runs in
+order.
 """
 
 from __future__ import annotations

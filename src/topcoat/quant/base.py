@@ -53,7 +53,7 @@ class QuantFormat(ABC):
     Config: ClassVar[type[QuantConfig]]
     quantized: ClassVar[bool] = True
     """False where the weight is stored as plain numbers that a product can read as they are."""
-    waits: ClassVar[bool] = False
+    can_wait: ClassVar[bool] = False
     """True where all that `dequantize` does to numbers waits its turn among compiled calls (native/calls.py)."""
     found: ClassVar[Mapping[str, tuple[torch.dtype, ...]]] = {}
     """Tensors that only files of other programs bring, or in dtypes that only they have: name -> those dtypes."""

@@ -61,7 +61,7 @@ class LevelFormat(QuantFormat):
     With double quantization `absmax` is uint8, beside `nested_absmax` float32 and `offset` () float32.
     """
 
-    waits = True
+    can_wait = True
     config: LevelsConfig
     tables: ClassVar[Mapping[int, Levels]]
     """By the bits of a code."""

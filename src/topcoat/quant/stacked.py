@@ -34,7 +34,7 @@ class StackedWeight:
             yield self._dense
             return
         # what is written at once may be what a product that waits has yet to read
-        with nullcontext() if all(linear.format.waits for linear in self.linears) else at_once():
+        with nullcontext() if all(linear.format.can_wait for linear in self.linears) else at_once():
             if len(self.linears) == 1:
                 with rebuilt(self.linears[0].weight_state, self.linears[0].format, dtype) as dense:
                     yield dense

@@ -53,9 +53,10 @@ SIGNATURES = {
 }
 STEPS = ("rms_norm", "rms_norm_backward", "rope", "dequantize_nf4")
 """Functions of one structure, which can wait for each other (calls.py)."""
+# on tiles (tiles.h): for avx512 and avx512_amx, each their own, and bound only there
 TILE_SIGNATURES = {"attention_forward_bytes": "i p", "attention_backward_bytes": "i p"}
 TILE_STEPS = ("attention_forward", "attention_backward")
-"""Functions on tiles (tiles.h): for avx512 and avx512_amx, each their own, and bound only there."""
+# nothing but AMX makes these worth having
 AMX_SIGNATURES = {
     "product": "- p",
     "product_bytes": "i p",
@@ -65,7 +66,6 @@ AMX_SIGNATURES = {
     "projection_fill": "- pi",
 }
 AMX_STEPS = ("projection_forward", "projection_backward")
-"""Functions that nothing but AMX makes worth having."""
 
 
 class Library:

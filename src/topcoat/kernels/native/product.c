@@ -10,7 +10,7 @@ rows of A and the columns of B that come next. A long K goes in chunks, whose su
 
 enum { STRIP = 32, PART = 4 * SUMS };
 enum { BLOCK = 600 << 10 };          /* numbers: with a strip or two, what a second cache of 2 MiB holds */
-enum { LONG = 96, CHUNK = 64 };  /* steps of 32 in K: above LONG, in equal chunks of at most CHUNK */
+enum { LONG = 96, CHUNK = 64 };      /* steps of 32 in K: above LONG, in equal chunks of at most CHUNK */
 
 struct plan { /* how a product is shared out; then the sizes of a thread's scratch, in bf16 */
     int64_t steps, chunk, extra_steps, block, down, across;

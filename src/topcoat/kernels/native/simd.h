@@ -1,7 +1,7 @@
 /* Sixteen floats at a time in the compiler's vector extension: one source, lowered to whatever the variant has.
 
-Every variant adds in the same order, so they differ only where fused multiply-add rounds once instead of twice, and
-   where avx512_amx rounds a number below 2^-126 to bf16: that is zero there. */
+Every variant adds in the same order, so they differ only where fused multiply-add rounds once instead of twice, and where
+avx512_amx rounds a number below 2^-126 to bf16: that is zero there. */
 #pragma once
 #include <math.h>
 #include <stdint.h>

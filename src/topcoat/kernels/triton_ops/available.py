@@ -17,6 +17,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from topcoat.kernels.native.calls import settle
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels read and write; they compute in float32."""
 
@@ -36,7 +38,10 @@ def triton_can(x: Tensor, *alike: Tensor | None, beside: Sequence[tuple[Tensor |
     for tensor, shape in (*((t, x.shape) for t in (x, *alike)), *beside):
         if tensor is not None and not (tensor.shape == shape and tensor.device == device and _is_plain(tensor)):
             return False
-    return device.type == "cpu" or works_on(device)
+    if device.type == "cpu":
+        settle()  # the interpreter touches numbers as torch does
+        return True
+    return works_on(device)
 
 
 def _is_plain(tensor: Tensor) -> bool:
