@@ -125,3 +125,9 @@ def test_every_variant_of_lora_takes_the_fast_path(lora, policy: str) -> None:
     truth = hidden_and_gradients(plain(model), model, adapters, [9, 5])
     found = hidden_and_gradients(fast(model, policy).hidden, model, adapters, [9, 5])
     assert_same(found, truth, 2e-5)
+
+
+def test_offload_without_a_place_for_what_waits_is_refused() -> None:
+    model, adapters = adapted("llama")
+    with pytest.raises(ValueError, match="policy is offload, and there is no make_shelf"):
+        hidden_and_gradients(fast(model, "offload").hidden, model, adapters, [9, 5])
