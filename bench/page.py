@@ -17,7 +17,7 @@ from bench.workloads import SUITES, Workload
 from topcoat.units import show_bytes
 
 ROOT = Path(__file__).parents[1]
-TITLES = {"cpu": "On a CPU", "gpu": "On a GPU"}
+TITLES = {"cpu": "On a CPU", "gpu": "On a GPU"}  # and, of one with a budget, how much memory everybody had
 LEAST_QLORA = 1 / 1.15  # QLoRA no more than 15 % slower than LoRA
 OURS, PEERS, STOPPED = "#00796b", "#90a4ae", "#e0e0e0"
 
@@ -54,9 +54,11 @@ def page(
     """The whole page; `profile` is what `bench/profile.py` writes, `flat` what `bench/flat.py` does."""
     parts = [INTRODUCTION]
     for result in results:
-        parts.append(f"\n## {TITLES[result['suite']]}\n")
+        budget = result.get("memory_gib")
+        equal = f", in {budget:g} GiB of memory each" if budget else ""
+        parts.append(f"\n## {TITLES[result['suite']]}{equal}\n")
         parts += [f"\n{_machine(facts, _rows_of(result, when))}\n" for when, facts in result["runs"].items()]
-        parts.append(f"\n![Tokens a second and peak memory](images/benchmarks-{result['suite']}.svg)\n")
+        parts.append(f"\n![Tokens a second and peak memory](images/{_plot_of(result)})\n")
         parts.append("\n" + "\n".join(_figures(result)) + "\n")
         for workload, rows in _by_workload(result):
             parts.append(f"\n### {workload.title}\n\n" + "\n".join(_table(workload, rows)) + "\n")
@@ -67,6 +69,11 @@ def page(
     if results and all(result["suite"] != "gpu" for result in results):
         parts.append(NO_GPU)
     return "".join(parts) if results else INTRODUCTION + NOTHING
+
+
+def _plot_of(result: dict[str, Any]) -> str:
+    budget = result.get("memory_gib")
+    return f"benchmarks-{result['suite']}{f'-{budget:g}gib' if budget else ''}.svg"
 
 
 def _by_workload(result: dict[str, Any]) -> Iterator[tuple[Workload, list[Row]]]:
@@ -253,9 +260,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args(argv)
     found = [read(options.results / f"{suite}.json", suite) for suite in SUITES]
+    found += [read(file, "gpu") for file in sorted(options.results.glob("gpu-*gib.json"))]  # run.py: --memory-gib
     measured = [result for result in found if result["rows"]]
     for result in measured:
-        plot(result, options.docs / "images" / f"benchmarks-{result['suite']}.svg")
+        plot(result, options.docs / "images" / _plot_of(result))
     profile = options.results / "profile.json"
     parts = json.loads(profile.read_text(encoding="utf-8")) if profile.exists() else None
     long = options.results / "flat.json"

@@ -62,7 +62,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"no workload {', '.join(unknown)}; there are {', '.join(SUITES[options.suite])}")
     options.workloads = options.workloads or list(DEFAULTS[options.suite])
     options.rounds = options.rounds or ROUNDS[options.suite]
-    options.output = options.output or HERE / "results" / f"{options.suite}.json"
+    if options.memory_gib and options.suite != "gpu":
+        parser.error("--memory-gib caps what torch may allocate on a GPU; there is no such cap on a CPU")
+    budget = f"-{options.memory_gib:g}gib" if options.memory_gib else ""  # equal memory is a table of its own
+    options.output = options.output or HERE / "results" / f"{options.suite}{budget}.json"
     if options.quick:
         options.rounds, options.minutes, options.steps = 1, 1.0, 1
     return options
@@ -159,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if importlib.util.find_spec("topcoat") is None:
         sys.exit("topcoat is not installed in this environment: make, then .venv/bin/python -m bench.run")
     say = partial(print, flush=True)
-    results = read(options.output, options.suite)
+    results = read(options.output, options.suite) | {"memory_gib": options.memory_gib}
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
     def keep(row: dict[str, Any]) -> None:

@@ -63,6 +63,21 @@ def test_page_and_plot_are_the_same_for_the_same_results(tmp_path):
     assert "topcoat-none" in "".join(ET.fromstring(pictures[0]).itertext())
 
 
+def test_equal_memory_is_a_table_of_its_own(tmp_path):
+    for name, extra in (("gpu", {}), ("gpu-24gib", {"memory_gib": 24.0})):
+        result = small(row("topcoat-none", [1.0], 2**30), row("unsloth-default", [5.0], 2**31))
+        for one in result["rows"]:
+            one["workload"] = "tiny"
+        (tmp_path / f"{name}.json").write_text(json.dumps(result | {"suite": "gpu"} | extra))
+    main(["--results", str(tmp_path), "--docs", str(tmp_path)])
+    text = (tmp_path / "benchmarks.md").read_text()
+    plain, capped = text.index("## On a GPU\n"), text.index("## On a GPU, in 24 GiB of memory each\n")
+    assert plain < capped
+    for picture in ("benchmarks-gpu.svg", "benchmarks-gpu-24gib.svg"):
+        assert f"images/{picture}" in text
+        assert (tmp_path / "images" / picture).exists()
+
+
 def test_a_profile_is_shown_by_its_parts():
     result = small(row("topcoat-none", [1.0], 40), row("trl-packed", [5.5], 100))
     facts = {"says": "one model", "step_s": 2.0, "commit": "abc", "ceiling_gflops": 1900, "floors": {"products": 1.25}}

@@ -40,11 +40,12 @@ def test_a_run_answers_as_it_was_taught(chat, finished, tiny_rows):
 def test_the_adapter_can_be_switched_off_and_on(chat, finished, tiny_llama, tiny_rows):
     row = json.loads(Path(tiny_rows["train"]).read_text().splitlines()[0])
     few = ("--max-new-tokens", "12")
-    lines = ("/adapter off", row["prompt"], "/adapter on", "/reset", row["prompt"])
+    lines = ("/adapter off", row["prompt"], "/adapter on", "/reset", row["prompt"])  # it reads what the base said
     with_run = answers(chat(finished(), *lines, options=few))
     alone = answers(chat(tiny_llama, row["prompt"], options=few))
     assert with_run[0] == "the base answers"
-    assert "\n".join(with_run[1:]).startswith("\n".join(alone) + "\nthe adapter answers\nforgotten\n")
+    assert "\n".join(with_run[1:]).startswith("\n".join(alone) + "\nthe adapter answers, and reads ")
+    assert with_run[-2] == "forgotten"
     assert with_run[-1] == row["completion"].strip()
 
 

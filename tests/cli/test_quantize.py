@@ -36,8 +36,13 @@ def test_transformers_reads_it(topcoat, tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("options", "what", "fix"),
     [
-        (("--format", "nf5"), "'nf5' is no format this version writes", "--format is one of nf4, fp4, nf3"),
-        (("--block-size", "48"), "48 is no block size this version writes", "a power of two from 32 to 4096"),
+        (("--format", "nf5"), "'nf5' is no format this version writes", "did you mean nf4"),
+        (("--format", "gold"), "'gold' is no format this version writes", "--format is one of nf4, fp4, nf3"),
+        (
+            ("--block-size", "48"),
+            "the format nf4 sets block_size to 48, and nf4 takes 32, 64",
+            "block_size, double_quant",
+        ),
         (
             ("--format", "int8", "--block-size", "64"),
             "nf2-icq, and --format is int8",
@@ -175,8 +180,16 @@ def test_the_perplexity_is_that_of_a_plain_loop(topcoat, tiny_llama, tmp_path):
         (("--format", "int4+rounding=gptq"), "rounding gptq needs rows", "add --calibrate ROWS"),
         (("--calibrate", "rows.jsonl"), "--calibrate belongs to int2, int3, int4 and gptq", "--format int4"),
         (("--format", "int4", "--calibrate", "none.jsonl"), "none.jsonl is not there", "a file of rows, or a recipe"),
-        (("--format", "int4+group_size=48"), "int4 does not take group_size=48", "see the settings"),
-        (("--format", "int8+double_quant=true"), "int8 does not take double_quant=True", "see the settings"),
+        (
+            ("--format", "int4+group_size=48"),
+            "sets group_size to 48, and int4 takes 16, 32, 64",
+            "settings of int4: group_size",
+        ),
+        (
+            ("--format", "int8+double_quant=true"),
+            "sets double_quant, and int8 has no such setting",
+            "settings of int8: none",
+        ),
         (("--format", "int4+group_size"), "'group_size' is no setting", "key=value"),
         (("--override", "lm_head"), "'lm_head' is no override", "PATTERN=FORMAT"),
         (("--override", "nothing=int8"), "overrides matched no linear layer: ['nothing']", "down_proj"),

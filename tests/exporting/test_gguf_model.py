@@ -274,12 +274,19 @@ def test_logits_that_are_not_those_of_base_and_adapter_are_refused(trained_on, p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bf16_file_that_fails_its_proof_names_the_types_that_hold_more(trained_on, prompts, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "fix"),
+    [("BF16", "--type f16 or f32 holds it"), ("Q4_0", "--type q4_1, q5_1 or q8_0"), ("Q4_1", "--type q5_1 or q8_0")],
+)
+def test_a_file_that_fails_its_proof_names_the_types_that_hold_more(
+    trained_on, prompts, tmp_path, monkeypatch, kind, fix
+):
     base, adapters = trained_on("llama")
-    monkeypatch.setitem(gguf_model.TOLERANCES, "BF16", 1e-12)
+    monkeypatch.setitem(gguf_model.TOLERANCES, kind, 1e-12)
     with pytest.raises(Refused, match="does not compute what it should") as caught:
-        export_gguf(base, adapters, tmp_path / "out", "BF16", prompts, quiet)
-    assert "--type f16 or f32 holds it" in caught.value.problems[0].fix
+        export_gguf(base, adapters, tmp_path / "out", kind, prompts, quiet)
+    assert fix in caught.value.problems[0].fix
+    assert "defect" not in caught.value.problems[0].fix
     assert not (tmp_path / "out").exists()
 
 

@@ -18,6 +18,13 @@ def problems(*settings) -> list[tuple[str, str, str]]:
     return [(one.what, one.where, one.fix) for one in caught.value.problems]
 
 
+def test_rows_that_an_override_cannot_store_are_said_of_the_override():
+    (found,) = problems(SMOL, LoraConfig(), Nf4Config(overrides={"q_proj": {"format": "int4", "group_size": 128}}))
+    assert found[1] == "model.quantization.overrides"
+    (found,) = problems(SMOL, LoraConfig(), IntConfig(group_size=128, overrides={"down_proj": "nf4"}))
+    assert found[1] == "model.quantization.group_size"
+
+
 def test_a_rank_above_a_matrix_is_refused():
     require_possible(LLAMA, LoraConfig(r=1024), None)
     [(what, where, fix)] = problems(LLAMA, LoraConfig(r=1025), None)

@@ -42,9 +42,18 @@ def test_a_pattern_that_fits_nothing_is_refused_with_the_names_there_are():
     assert "down_proj, q_proj" in caught.value.problems[0].fix
 
 
-@pytest.mark.parametrize("value", ["nf5", {"format": "int8", "double_quant": True}, {"group_size": 32}])
-def test_what_is_no_format_is_refused_when_the_recipe_is_read(value):
-    with pytest.raises(ValidationError, match="is no number format"):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("nf5", "is no number format: formats are"),
+        ({"format": "int8", "double_quant": True}, "sets double_quant, and int8 has no such setting"),
+        ({"format": "int4", "group_size": 48}, "sets group_size to 48, and int4 takes 16, 32"),
+        ({"group_size": 32}, "is no number format"),
+    ],
+    ids=str,
+)
+def test_what_is_no_format_is_refused_when_the_recipe_is_read(value, said):
+    with pytest.raises(ValidationError, match=said):
         Nf4Config(overrides={"down_proj": value})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from topcoat.recipe.load import load_recipe
+from topcoat.recipe.named_files import near_names
 
 
 @pytest.mark.parametrize(
@@ -150,3 +151,10 @@ def test_a_hub_id_is_not_looked_for_on_disk(load):
 def test_files_of_a_recipe_read_elsewhere_may_be_gone(desk):
     (desk / "r.yaml").write_text("model: ./gone\ndata: gone.jsonl\noutput: o\n")
     assert load_recipe(Path("r.yaml"), check_files=False).model.path == "./gone"
+
+
+def test_an_ending_alone_makes_no_name_near(desk):
+    (desk / "alpaca.jsonl").write_text("{}\n")
+    assert "did you mean" not in near_names(Path("nope.jsonl"))
+    assert "alpaca.jsonl" in near_names(Path("nope.jsonl"))  # it is listed, with what else is there
+    assert near_names(Path("alpcaa.jsonl")) == "did you mean alpaca.jsonl?"

@@ -31,13 +31,33 @@ def refusal(tiny_recipe, quantization):
         ({"format": "int5"}, "format is 'int5'; expected one of", "did you mean int8 or int4"),
         (
             {"format": "nf4", "overrides": {"down_proj": {"format": "int8", "double_quant": True}}},
-            "which is no number format: double_quant: Extra inputs are not permitted",
+            "which sets double_quant, and int8 has no such setting",
             "write a format's name",
         ),
         (
             {"format": "nf4", "overrides": {"down_proj": "int5"}},
             "is 'int5', which is no number format: formats are 'bf16', 'fp16'",
+            "did you mean int8 or int4",
+        ),
+        (
+            {"format": "nf4", "overrides": {"down_proj": "gold"}},
+            "is 'gold', which is no number format: formats are 'bf16', 'fp16'",
             "such as int8",
+        ),
+        (
+            {"format": "nf4", "overrides": {"down_proj": {"format": "int4", "group_size": 48}}},
+            "which sets group_size to 48, and int4 takes 16, 32, 64",
+            "write a format's name",
+        ),
+        (  # the one that is right is not blamed for the other
+            {"format": "nf4", "overrides": {"*.down_proj": "int8", "v_proj": "intt8"}},
+            "v_proj is 'intt8', which is no number format",
+            "did you mean int8",
+        ),
+        (
+            {"format": "nf4", "overrides": {"v_proj": {"format": "int8", "overrides": {"x": "nf4"}}}},
+            "has overrides of its own",
+            "write a format's name",
         ),
     ],
     ids=str,

@@ -132,7 +132,7 @@ def test_wherever_it_is_stopped(uninterrupted, tiny_recipe, train, trace, ear, s
 
 @pytest.mark.parametrize(
     ("label", "said", "step"),
-    [("asking the base", "saved step 0", 0), ("say", "stopped while evaluating; every step so far is saved", 8)],
+    [("asking the base", "saved step 0", 0), ("say", "stopped while evaluating; no step is lost", 8)],
 )
 def test_a_stop_before_or_after_the_training_loses_nothing(label, said, step, tiny_recipe, train, trace, ear):
     whole = tiny_recipe("whole", evaluate={"metrics": ["exact_match"]})

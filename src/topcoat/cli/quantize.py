@@ -11,7 +11,7 @@ from topcoat.cli.live import Terminal
 from topcoat.cli.output import make_console, print_json
 from topcoat.cli.process import model_of, prepare_process
 from topcoat.errors import TopcoatError
-from topcoat.quant.settings import GptqConfig, IntConfig, QuantConfig, Quantization, needs_rows
+from topcoat.quant.settings import GptqConfig, IntConfig, NoFormat, QuantConfig, needs_rows, read_config
 from topcoat.units import show_bytes
 
 if TYPE_CHECKING:
@@ -202,8 +202,6 @@ def settings_of(format: str, block_size: int | None, double_quant: bool | None) 
 
     Raises TopcoatError for values no format has.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     name, *pairs = format.strip().split("+")
     given: dict[str, object] = {"block_size": block_size, "double_quant": double_quant}
     values = {key: value for key, value in given.items() if value is not None}
@@ -214,24 +212,17 @@ def settings_of(format: str, block_size: int | None, double_quant: bool | None) 
         )
     values |= dict(_pair(pair) for pair in pairs)
     try:
-        config: QuantConfig = TypeAdapter(Quantization).validate_python({"format": name, **values})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][-1]) if len(first["loc"]) > 1 else ""
-        if key == "block_size":
-            what, fix = f"{values[key]} is no block size this version writes", _FIX
-        elif key:
-            what, fix = (
-                f"{name} does not take {key}={values.get(key)}: {first['msg']}",
-                "see the settings of the formats",
-            )
-        else:
-            what, fix = f"{name!r} is no format this version writes", _FIX
-        raise TopcoatError(what, where="topcoat quantize", fix=fix) from error
-    return config
+        return read_config({"format": name, **values})
+    except NoFormat as error:
+        if name in FORMATS:
+            settings = [key for key in type(read_config(name)).model_fields if key not in QuantConfig.model_fields]
+            fix = f"settings of {name}: {', '.join(settings) or 'none'}"
+            raise TopcoatError(f"the format {name} {error.said}", "--format", fix) from error
+        from topcoat.recipe.fields import closest
 
-
-_FIX = f"--format is one of {', '.join(FORMATS)}; --block-size a power of two from 32 to 4096"
+        near = closest(name, FORMATS)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"--format is one of {', '.join(FORMATS)}"
+        raise TopcoatError(f"{name!r} is no format this version writes", "--format", fix) from error
 
 
 def _pair(text: str) -> tuple[str, object]:

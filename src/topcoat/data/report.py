@@ -91,7 +91,8 @@ class DataReport:
         table = Table(title="data", show_header=False, title_justify="left")
         table.add_row("files", ", ".join(map(escaped, self.files)))
         table.add_row("format", f"{self.format}, {self.rows:,} rows")
-        table.add_row("template", f"{self.template}; answers end with {' or '.join(self.stop_tokens) or 'eos'}")
+        if self.format != "text":
+            table.add_row("template", f"{self.template}; answers end with {' or '.join(self.stop_tokens) or 'eos'}")
         table.add_row("examples", f"{self.train_examples:,} to train, {self.validation_examples:,} to validate")
         trained = f"{self.target_tokens:,} trained ({show_percent(self.share_trained)}, loss_on {self.loss_on})"
         table.add_row("tokens", f"{self.tokens:,}, of them {trained}")

@@ -35,8 +35,13 @@ FILE, PROOF = "model.gguf", "gguf_proof.json"
 TOLERANCES = {"F32": 1e-4, "F16": 1e-2, "BF16": 3e-2, "Q8_0": 0.1, "Q5_1": 0.3, "Q5_0": 0.3, "Q4_1": 0.5, "Q4_0": 0.5}
 """Largest |a - b| / |b| over the logits. 16 bits: as for a merge. Below, what the type's own rounding does to weights
 that were not trained in it; more than this is no rounding."""
-TOO_COARSE = {"BF16": "BF16 may lose a small update between two of its numbers: --type f16 or f32 holds it"}
-"""Type -> the way out where its proof fails; `exporting/merge.py` has the reason."""
+TOO_COARSE = {
+    "BF16": "BF16 may lose a small update between two of its numbers: --type f16 or f32 holds it",
+    "Q4_0": "its 4 bits are too few for this model: --type q4_1, q5_1 or q8_0 rounds less",
+    "Q4_1": "its 4 bits are too few for this model: --type q5_1 or q8_0 rounds less",
+}
+"""Type -> the way out where its proof fails; `exporting/merge.py` has the reason for BF16. Every tensor was read back
+as written before, so what is left of Q4_0 and Q4_1 is their rounding: small models may not bear it."""
 EXACT = 2e-2
 """The same for Q4_1 made of the integers that were trained on."""
 
@@ -91,7 +96,7 @@ def export_gguf(
         texts = require_same_tokens(base.tokenizer, source.header, prompts)
         say(f"proving it on {len(prompts)} held-out prompts")
         proof = _prove(path, plan, expected, prompts)
-        proof.require(f"the GGUF in {out}", TOO_COARSE.get(plan.kind, DEFECT))
+        proof.require(f"the GGUF in {out}", DEFECT if plan.exact else TOO_COARSE.get(plan.kind, DEFECT))
         done = GgufExport(out / FILE, plan.kind, plan.exact, len(plan.slots), texts, path.stat().st_size, proof)
         write_file(folder / PROOF, json.dumps(done.as_json(), indent=2) + "\n")
         for file in base.source.license.files:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging
 
 from topcoat.exporting.proof import Proof, compare
 from topcoat.files import write_file
@@ -43,10 +44,22 @@ def prove_labels(
 
     All prompts are compared as one (N, K): a single output near zero has no digits of its own to compare.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    model.eval()
+    model = _load(folder).eval()
     found = [model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits.float() for ids in prompts]
     return replace(compare([torch.cat(list(expected))], [torch.cat(found)], dtype), prompts=len(prompts))
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    """What transformers makes of `folder`, without a bar of its own."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        loader = AutoModelForSequenceClassification
+        model: PreTrainedModel = loader.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return model
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def write_head_config(base: Base, folder: Path) -> None:

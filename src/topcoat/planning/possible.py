@@ -60,7 +60,7 @@ def require_possible(
     the place of the one of tokens."""
     paths = {f"{a.prefix}.{at}.{linear.path}": linear for at in range(a.layers) for linear in a.linears}
     stored = _stored(a, paths, quantization)
-    problems = [*_rows(a, paths, stored)]
+    problems = [*_rows(a, paths, stored, quantization)]
     if isinstance(adapter, TargetedConfig):
         targets = {path: paths[path] for path in chosen(list(paths), adapter)}
         for name in ("rank_pattern", "alpha_pattern") if isinstance(adapter, LoraConfig) else ():
@@ -132,7 +132,9 @@ def _low_group(config: QuantConfig) -> int | None:
     return 32 if isinstance(config, GgufConfig) and config.type in LOWS else None
 
 
-def _rows(a: Architecture, paths: Mapping[str, BlockLinear], stored: _Stored) -> Iterator[Problem]:
+def _rows(
+    a: Architecture, paths: Mapping[str, BlockLinear], stored: _Stored, quantization: QuantConfig | None
+) -> Iterator[Problem]:
     """Rows that groups or blocks of their format would cross, each problem with the linears that have it."""
     widths = sorted({linear.in_features for linear in paths.values()})
     ready = {path for path, _ in a.stored_formats}  # their reader has checked them, and the last group may be short
@@ -141,6 +143,8 @@ def _rows(a: Architecture, paths: Mapping[str, BlockLinear], stored: _Stored) ->
         config = stored.linears[path]
         problem = None if config is None or path in ready else row_problem(config, linear.in_features, widths)
         if problem is not None:
+            if config != quantization:
+                problem = replace(problem, where="model.quantization.overrides")
             leaves = refused.setdefault(problem, [])
             leaves += [linear.leaf] if linear.leaf not in leaves else []
     for problem, leaves in refused.items():

@@ -185,19 +185,35 @@ Quantization = Annotated[
 ]
 
 
+class NoFormat(ValueError):
+    """Something that is no number format; `said` goes on where a sentence has named it."""
+
+    def __init__(self, value: object, said: str) -> None:
+        self.said = said
+        super().__init__(f"{value!r} {said}")
+
+
 def read_config(value: str | dict[str, Any]) -> QuantConfig:
-    """The settings that a format's name or a mapping of settings means. Raises ValueError saying what is wrong."""
+    """The settings that a format's name or a mapping of settings means. Raises NoFormat saying what is wrong."""
     given = {"format": value} if isinstance(value, str) else value
     try:
         config: QuantConfig = TypeAdapter(Quantization).validate_python(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "union_tag_invalid":
-            said = f"formats are {first['ctx']['expected_tags']}"
-        else:
-            said = f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}".removeprefix(": ")
-        raise ValueError(f"{value!r} is no number format: {said}") from error
+        raise NoFormat(value, _said(error, given)) from error
     return config
+
+
+def _said(error: ValidationError, given: Any) -> str:
+    """What is wrong with settings, to follow them in a sentence."""
+    first = error.errors()[0]
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found") or len(first["loc"]) < 2:
+        tags = first.get("ctx", {}).get("expected_tags", "")
+        return f"is no number format: formats are {tags}" if tags else f"is no number format: {first['msg']}"
+    name, key = given["format"], str(first["loc"][1])
+    if first["type"] == "extra_forbidden":
+        return f"sets {key}, and {name} has no such setting"
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"sets {key} to {given.get(key)!r}, and {name} takes {expected}"
 
 
 def rounds_by_rows(config: QuantConfig) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from topcoat.errors import Problem
-from topcoat.quant.settings import read_config
+from topcoat.quant.settings import NoFormat, read_config
 from topcoat.recipe.fields import (
     Path,
     accepts,
@@ -27,6 +27,8 @@ from topcoat.recipe.written import BATCH, PARTS, Leaf, Written, show
 
 YES_NO = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 TRUE_FALSE = {"true": True, "false": False}
+FORMAT: Path = ("model", "quantization", "format")
+OVERRIDES: Path = ("model", "quantization", "overrides")
 
 
 def check(written: Written) -> Recipe | None:
@@ -180,7 +182,7 @@ def _explain(error: ValidationError, written: Written, bad: set[Path]) -> None:
             continue
         inside = [leaf for leaf in written.leaves.values() if leaf.path[: len(path)] == path]
         if inside:  # a mapping of free keys, such as data.columns
-            wrong = [leaf for leaf in inside if not isinstance(leaf.value, str)]
+            wrong = [leaf for leaf in inside if _is_wrong(leaf)]
             written.problems += [wrong_value(leaf) for leaf in wrong or inside]
         else:
             written.problems.append(_missing(path, written))
@@ -230,7 +232,7 @@ def wrong_value(leaf: Leaf, picked: object = None) -> Problem:
     `picked` is the method or format of its section, where several have settings of one name.
     """
     path, value = leaf.path, leaf.value
-    if path[:3] == ("model", "quantization", "overrides") and len(path) > 3:
+    if path[: len(OVERRIDES)] == OVERRIDES and len(path) > len(OVERRIDES):
         return _wrong_format(leaf)
     if path not in leaves():  # inside data.columns
         what = f"{leaf.key} is {show(value)}; expected the name of a column"
@@ -240,17 +242,29 @@ def wrong_value(leaf: Leaf, picked: object = None) -> Problem:
     return Problem(what, leaf.where, _advice(path, value, picked))
 
 
+def _is_wrong(leaf: Leaf) -> bool:
+    """Whether a free key's value is itself at fault: a column must have a name, an override a number format."""
+    if leaf.path[: len(OVERRIDES)] != OVERRIDES:
+        return not isinstance(leaf.value, str)
+    return _why_no_format(leaf.value) != ""
+
+
+def _why_no_format(value: Any) -> str:
+    """What is wrong with an override, to follow it in a sentence; empty where nothing is."""
+    try:
+        read_config(value)
+    except NoFormat as error:
+        return error.said
+    return "has overrides of its own; write them side by side" if "overrides" in value else ""
+
+
 def _wrong_format(leaf: Leaf) -> Problem:
     """The problem of an override that is no number format, or one with settings that it does not take."""
-    try:
-        read_config(leaf.value)
-        said = "it may not have overrides of its own"
-    except ValueError as error:
-        said = str(error).removeprefix(f"{leaf.value!r} is no number format: ")
-    what = f"{leaf.key} is {show(leaf.value)}, which is no number format: {said}"
-    return Problem(
-        what, leaf.where, "write a format's name, such as int8, or its settings: {format: int4, group_size: 64}"
-    )
+    said = _why_no_format(leaf.value)
+    near = closest(leaf.value, choices(FORMAT)) if isinstance(leaf.value, str) else []
+    fix = "write a format's name, such as int8, or its settings: {format: int4, group_size: 64}"
+    what = f"{leaf.key} is {show(leaf.value)}, which {said}"
+    return Problem(what, leaf.where, f"did you mean {' or '.join(near)}?" if near else fix)
 
 
 def _advice(path: Path, value: Any, picked: object) -> str:

@@ -100,7 +100,7 @@ def near_names(path: Path) -> str:
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
         return f"{folder} cannot be listed; check its permissions"
-    score = {name: difflib.SequenceMatcher(None, wanted.lower(), name.lower()).ratio() for name in names}
+    score = {name: _likeness(Path(wanted.lower()), Path(name.lower())) for name in names}
     best = max(score.values(), default=0.0)
     near = [name for name in names if score[name] >= max(0.6, best - 0.05)][:3]
     if near:
@@ -108,3 +108,9 @@ def near_names(path: Path) -> str:
     place = "the current directory" if str(folder) == "." else str(folder)
     listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     return f"{place} has {listed}" if names else f"{place} is empty"
+
+
+def _likeness(one: Path, other: Path) -> float:
+    """How alike two names are, 0 to 1; an ending that both have does not make them so."""
+    same = one.suffix == other.suffix
+    return difflib.SequenceMatcher(None, *((one.stem, other.stem) if same else (one.name, other.name))).ratio()

@@ -62,8 +62,9 @@ def short_run(recipe: Recipe, facts: Facts) -> str | None:
     """Fewer than 100 optimizer steps are few; LoRA may take half again the rate there."""
     if facts.steps is None or facts.steps >= 100:
         return None
-    higher = "; a LoRA rate may be half again as high" if isinstance(recipe.adapter, LoraConfig) else ""
-    return f"the run has {facts.steps} optimizer steps, fewer than 100{higher}, or lower train.batch_size"
+    higher = ", or a rate half again as high" if isinstance(recipe.adapter, LoraConfig) else ""
+    more = f"more epochs or a lower train.batch_size give more{higher}"
+    return f"the run has {facts.steps} optimizer steps, fewer than 100: {more}"
 
 
 def warm_up(recipe: Recipe, facts: Facts) -> str | None:

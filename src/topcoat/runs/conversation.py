@@ -1,4 +1,7 @@
-"""A conversation with a model or a run: the messages so far, rendered exactly as training rendered them."""
+"""A conversation with a model or a run: the messages so far, rendered exactly as training rendered them.
+
+A run that learned plain text goes on with what is typed, and remembers nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from pathlib import Path
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.files import load_adapter
 from topcoat.adapters.settings import FullConfig
+from topcoat.data.conversation import Conversation
 from topcoat.data.labels import LABELLED
-from topcoat.data.render import Renderer
+from topcoat.data.render import DOCUMENT, Renderer
 from topcoat.data.template import Message
 from topcoat.errors import TopcoatError
 from topcoat.model.generate import generate
@@ -40,7 +44,8 @@ class Chat:
         if self.adapters is None:
             return "there is no adapter: this is a model as it is"
         self.adapters.switch(on)
-        return "the adapter answers" if on else "the base answers"
+        said = "the adapter answers" if on else "the base answers"
+        return f"{said}, and reads the conversation so far; /reset forgets it" if self.messages else said
 
     def answer(
         self,
@@ -56,22 +61,66 @@ class Chat:
         Raises TopcoatError, with the conversation as before, when it fills the context or the template refuses it.
         """
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        prompt = self.renderer.prompt_ids(asked)
+        said = self._go_on(prompt, on_piece, max_new_tokens, temperature, top_p, seed + len(asked))
+        self.messages = [*asked, {"role": "assistant", "content": said}]
+        return said
+
+    def _go_on(
+        self,
+        prompt: list[int],
+        on_piece: Callable[[str], None],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> str:
+        """What the model writes behind `prompt`."""
         stream = _Stream(self.base, on_piece)
         ids = generate(
             self.base.model,
             self.base.tokenizer,
-            [self.renderer.prompt_ids(asked)],
+            [prompt],
             max_new_tokens,
             self.renderer.stop_ids,
             temperature=temperature,
             top_p=top_p,
-            seed=seed + len(asked),
+            seed=seed,
             on_token=stream.add,
         )[0]
         said = str(self.base.tokenizer.decode(ids, skip_special_tokens=True))
         stream.finish(said)
-        self.messages = [*asked, {"role": "assistant", "content": said}]
         return said
+
+
+class LineByLine(Chat):
+    """Each line is a text of its own: no template, no system message, nothing remembered."""
+
+    def start(self, system: str | None) -> None:
+        """Nothing is remembered between lines. Raises TopcoatError for a system message, which nothing reads."""
+        if system:
+            what = "this run learned plain texts: it takes no system message"
+            raise TopcoatError(what, "--system", "write the whole text on one line")
+
+    def ids_of(self, text: str) -> list[int]:
+        """The text as its documents began in training, with nothing behind it."""
+        return self.renderer.encode(Conversation(text=text), DOCUMENT).input_ids
+
+
+class Continuation(LineByLine):
+    """Each line is the beginning of a text, which goes on as the plain texts of the training did."""
+
+    def answer(
+        self,
+        text: str,
+        on_piece: Callable[[str], None],
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """What comes after `text`. Raises TopcoatError when it fills the context."""
+        return self._go_on(self.ids_of(text), on_piece, max_new_tokens, temperature, top_p, seed)
 
 
 class _Stream:
@@ -110,13 +159,16 @@ def open_chat(what: str, say: Callable[[str], None]) -> Chat:
     folder.require_trained(recipe.adapter)
     if recipe.train.objective in LABELLED:
         return _open_labeller(folder, recipe, say)
+    kind, how = Chat, ""
+    if recipe.train.objective == "completion":
+        kind, how = Continuation, "; it learned plain text, so each line is the beginning of a text"
     if isinstance(recipe.adapter, FullConfig):
-        say(f"loading {folder.model}")
+        say(f"loading {folder.model}{how}")
         tuned = {"path": str(folder.model), "quantization": None, "chat_template": None, "revision": None}
-        return Chat(load_model(recipe.model.model_copy(update=tuned)), None)
-    say(f"loading {recipe.model.path} and {folder.adapter}")
+        return kind(load_model(recipe.model.model_copy(update=tuned)), None)
+    say(f"loading {recipe.model.path} and {folder.adapter}{how}")
     base = load_base(recipe.model, folder)
-    return Chat(base, load_adapter(base.model, folder.adapter, base.identity.model_dump()))
+    return kind(base, load_adapter(base.model, folder.adapter, base.identity.model_dump()))
 
 
 def _open_labeller(folder: RunFolder, recipe: Recipe, say: Callable[[str], None]) -> Chat:

@@ -9,14 +9,12 @@ import torch
 
 from topcoat.adapters.attach import Adapters
 from topcoat.adapters.settings import AdapterConfig, BesideConfig
-from topcoat.data.conversation import Conversation
 from topcoat.data.labels import Labels
-from topcoat.data.render import DOCUMENT
 from topcoat.errors import TopcoatError
 from topcoat.exporting.labels import label_logits_of
 from topcoat.model.load import Base
 from topcoat.model.score import SCORE, put_score_head, read_label_head
-from topcoat.runs.conversation import Chat
+from topcoat.runs.conversation import LineByLine
 
 MOST_SAID = 5
 """Labels that are said of a line, the likeliest first."""
@@ -41,19 +39,13 @@ def put_head_of(base: Base, folder: Path) -> None:
     put_score_head(base, objective, names)
 
 
-class Labeller(Chat):
-    """Each line is a text of its own; the answer is what the head says of it."""
+class Labeller(LineByLine):
+    """Each line is a text; the answer is what the head says of it."""
 
     def __init__(self, base: Base, adapters: Adapters | None) -> None:
         super().__init__(base, adapters)
         assert base.head is not None
         self.head = base.head
-
-    def start(self, system: str | None) -> None:
-        """Nothing is remembered between lines. Raises TopcoatError for a system message, which nothing reads."""
-        if system:
-            what = "this run labels texts: it takes no system message"
-            raise TopcoatError(what, "--system", "write the whole text on one line")
 
     def switch(self, on: bool) -> str:
         """The head belongs to the adapter: the base alone says nothing."""
@@ -69,7 +61,7 @@ class Labeller(Chat):
         seed: int = 0,
     ) -> str:
         """What the head says of `text`: its likeliest labels with their probabilities, or its numbers."""
-        ids = self.renderer.encode(Conversation(text=text), DOCUMENT).input_ids
+        ids = self.ids_of(text)
         if len(ids) > self.base.context_length:
             what = f"the text has {len(ids):,} tokens; the model's context is {self.base.context_length:,}"
             raise TopcoatError(what, "the text", "shorten it")

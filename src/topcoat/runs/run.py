@@ -152,7 +152,7 @@ def check_attention(base: Base, data: Dataset, packing: bool) -> None:
 def leave_if_asked(stop: StopSignals, folder: RunFolder) -> None:
     """Leave an evaluation once a stop was asked for. Raises Interrupted; the last checkpoint stands."""
     if stop.stop is not None:
-        raise interrupted(stop, "stopped while evaluating; every step so far is saved", folder)
+        raise interrupted(stop, "stopped while evaluating; no step is lost", folder)
 
 
 def interrupted(stop: StopSignals, what: str, folder: RunFolder) -> Interrupted:
