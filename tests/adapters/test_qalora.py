@@ -20,6 +20,7 @@ from topcoat.adapters.settings import LoraConfig, QaloraConfig
 from topcoat.adapters.start import Start
 from topcoat.errors import TopcoatError
 from topcoat.kernels.arena import Arena
+from topcoat.kernels.huge_pages import Slabs
 from topcoat.kernels.packed_codes import unpack_bits
 from topcoat.kernels.projection import LowRank, Projection
 from topcoat.model.attention import attention_inputs
@@ -118,7 +119,8 @@ def test_a_stack_of_pooled_and_plain_adapters_gives_each_its_own_gradient():
     W = FrozenLinear.from_dense(drawn(6, 8), None, DenseConfig(format="fp32"), torch.float32)
     A1, B1 = drawn(2, 2, seed=1).requires_grad_(), drawn(3, 2, seed=2).requires_grad_()
     A2, B2 = drawn(1, 8, seed=3).requires_grad_(), drawn(3, 1, seed=4).requires_grad_()
-    stack = Projection(StackedWeight([W]), None, [LowRank(A1, B1, 0.5, 0, group=4), LowRank(A2, B2, 2.0, 3)])
+    weight = StackedWeight([W], Slabs(torch.device("cpu")))
+    stack = Projection(weight, None, [LowRank(A1, B1, 0.5, 0, group=4), LowRank(A2, B2, 2.0, 3)])
     stack.refresh(torch.float32, torch.device("cpu"))
     x, g = drawn(5, 8, seed=5), drawn(5, 6, seed=6)
     h = torch.empty(5, 3)

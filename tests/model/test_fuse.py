@@ -131,3 +131,14 @@ def test_offload_without_a_place_for_what_waits_is_refused() -> None:
     model, adapters = adapted("llama")
     with pytest.raises(ValueError, match="policy is offload, and there is no make_shelf"):
         hidden_and_gradients(fast(model, "offload").hidden, model, adapters, [9, 5])
+
+
+def test_stacked_weights_lie_side_by_side() -> None:
+    """Each by itself would fill huge pages of its own, and leave the end of each last one empty."""
+    model, _ = adapted("llama")
+    places = set()
+    for block in fast(model)._stack._decoder.blocks:
+        for projection in (block.qkv, block.gate_up):
+            with projection.weight.lend(torch.float32) as weight:
+                places.add(weight.untyped_storage().data_ptr())
+    assert len(places) == 1

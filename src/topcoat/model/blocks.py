@@ -17,6 +17,7 @@ from topcoat.adapters.trained_copy import TrainedCopy
 from topcoat.kernels.attention import Shape
 from topcoat.kernels.block import Block, Norm
 from topcoat.kernels.gated import Activation
+from topcoat.kernels.huge_pages import Slabs
 from topcoat.kernels.projection import LowRank, Projection
 from topcoat.model.families import FAMILIES
 from topcoat.quant.linear import FrozenLinear
@@ -105,7 +106,8 @@ def read_blocks(model: PreTrainedModel) -> list[Block] | str:
         if parameter.requires_grad and id(parameter) not in adapted:
             return f"layers.{name} trains, and is no part of LoRA"
     assert isinstance(layers, nn.ModuleList)
-    return [_read(layer, layout, model.config) for layer in layers]
+    slabs = Slabs(model.device)
+    return [_read(layer, layout, model.config, slabs) for layer in layers]
 
 
 def read_final_norm(model: PreTrainedModel) -> Norm | None:
@@ -123,7 +125,7 @@ def _norm(module: nn.Module, layout: Layout, offset: float) -> Norm:
     return Norm(weight.to(wide) + offset, getattr(module, layout.eps))
 
 
-def _read(layer: nn.Module, layout: Layout, config: PretrainedConfig) -> Block:
+def _read(layer: nn.Module, layout: Layout, config: PretrainedConfig, slabs: Slabs) -> Block:
     attention = layer.get_submodule("self_attn")
     offset = FAMILIES[config.model_type].norm_offset
     softcap_field = FAMILIES[config.model_type].attention_softcap
@@ -143,10 +145,10 @@ def _read(layer: nn.Module, layout: Layout, config: PretrainedConfig) -> Block:
     return Block(
         norm1=norm1,
         norm2=norm2,
-        qkv=_projection(layer, layout.qkv),
-        o=_projection(layer, (layout.o,)),
-        gate_up=_projection(layer, layout.gate_up),
-        down=_projection(layer, (layout.down,)),
+        qkv=_projection(layer, layout.qkv, slabs),
+        o=_projection(layer, (layout.o,), slabs),
+        gate_up=_projection(layer, layout.gate_up, slabs),
+        down=_projection(layer, (layout.down,), slabs),
         heads=config.num_attention_heads,
         kv_heads=kv_heads,
         head_dim=int(attention.head_dim),  # type: ignore[arg-type]
@@ -164,7 +166,7 @@ def _read(layer: nn.Module, layout: Layout, config: PretrainedConfig) -> Block:
     )
 
 
-def _projection(layer: nn.Module, paths: tuple[str, ...]) -> Projection:
+def _projection(layer: nn.Module, paths: tuple[str, ...], slabs: Slabs) -> Projection:
     """The linears at `paths` with whatever LoRA stands on them."""
     linears: list[FrozenLinear] = []
     adapters: list[LowRank] = []
@@ -179,7 +181,7 @@ def _projection(layer: nn.Module, paths: tuple[str, ...]) -> Projection:
         linear = module if isinstance(module, FrozenLinear) else _frozen(module)
         linears.append(linear)
         first += linear.out_features
-    weight = StackedWeight(linears)
+    weight = StackedWeight(linears, slabs)
     return Projection(weight, weight.bias(), adapters)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from topcoat.kernels.huge_pages import empty_huge
+from topcoat.kernels.huge_pages import Slabs
 from topcoat.kernels.native.calls import at_once
 from topcoat.kernels.scratch import scratch
 from topcoat.quant.linear import FrozenLinear, rebuilt
@@ -22,10 +22,11 @@ from topcoat.quant.linear import FrozenLinear, rebuilt
 class StackedWeight:
     """`linears` (O1, I), (O2, I), ... as one matrix (O1 + O2 + ..., I)."""
 
-    def __init__(self, linears: Sequence[FrozenLinear]) -> None:
+    def __init__(self, linears: Sequence[FrozenLinear], slabs: Slabs) -> None:
+        """Dense weights are laid into `slabs`, which all stacks of a model share."""
         self.linears = tuple(linears)
         self.shape = (sum(linear.out_features for linear in linears), linears[0].in_features)
-        self._dense = self._laid_together()
+        self._dense = self._laid_together(slabs)
 
     @contextmanager
     def lend(self, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -59,7 +60,7 @@ class StackedWeight:
         ]
         return torch.cat(parts)
 
-    def _laid_together(self) -> Tensor | None:
+    def _laid_together(self, slabs: Slabs) -> Tensor | None:
         """The dense weights as one tensor, if all are dense in one dtype; the linears then read their rows of it."""
         weights = [linear.weight_state.tensors.get("weight") for linear in self.linears]
         dense = [weight for weight in weights if weight is not None]
@@ -69,7 +70,7 @@ class StackedWeight:
             return None
         if len(dense) == 1:
             return dense[0]
-        room = empty_huge(self.shape[0] * self.shape[1], dense[0].dtype, dense[0].device)
+        room = slabs.empty(self.shape[0] * self.shape[1], dense[0].dtype)
         stacked = torch.cat(dense, out=room.view(self.shape))
         for linear, rows in zip(self.linears, stacked.split([len(weight) for weight in dense]), strict=True):
             linear.weight = rows
