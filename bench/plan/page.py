@@ -55,15 +55,6 @@ def page(results: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-SINCE = (
-    "These rows are older than the calls that wait for each other (decision 12). A step of 4 x 512 tokens of "
-    "SmolLM2-135M, for which 1.44 seconds stand here and 1.43 are planned, takes 1.07 to 1.10 since "
-    "(docs/benchmarks.md): plans of time are too long, there by three tenths, until the grid is measured and fitted "
-    "anew."
-)
-"""What has changed since the rows were measured. Goes with their next measurement."""
-
-
 def _of_time(results: dict[str, Any]) -> str:
     """What there is to say of the time of a step."""
     if "median_time_error" not in results:
@@ -73,7 +64,7 @@ def _of_time(results: dict[str, Any]) -> str:
     return (
         f"\nThe time of a step, where nothing else on the machine disturbed it ({quiet} rows): the middle of the "
         f"planned span is {errors}. The factors behind it were fitted to these very rows; `python -m bench.plan.fit` "
-        f"says how far each is off by the factors of all the others.\n\n{SINCE}\n"
+        f"says how far each is off by the factors of all the others.\n"
     )
 
 
