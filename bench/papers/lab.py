@@ -74,7 +74,14 @@ class Lab:
             from topcoat.model.tiny import save_tiny
 
             folder.mkdir(parents=True, exist_ok=True)
-            save_tiny(folder, hidden_size=512, intermediate_size=512, num_attention_heads=8, num_key_value_heads=4)
+            save_tiny(
+                folder,
+                hidden_size=512,
+                intermediate_size=512,
+                num_attention_heads=8,
+                num_key_value_heads=4,
+                max_position_embeddings=4096,
+            )
         return str(folder)
 
     def take_seeds(self, wanted: int) -> range:
