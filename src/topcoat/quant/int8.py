@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topcoat.kernels.int8_dequant import dequantize_int8
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.settings import Int8Config
 from topcoat.quant.sizes import weight_bytes
 
-PIECE = 1 << 17  # weights coded or rebuilt at a time, so that float32 temporaries stay in cache
+PIECE = 1 << 17  # weights coded at a time, so that float32 temporaries stay in cache
 
 
 class Int8(QuantFormat):
@@ -41,12 +42,7 @@ class Int8(QuantFormat):
 
     def dequantize(self, q: QuantizedWeight, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """code * (absmax / 127) in float32, rounded once to `dtype`."""
-        out = target(q, dtype, out)
-        codes, scales = q.tensors["codes"], (q.tensors["absmax"] / 127)[:, None]  # (O, I), (O, 1)
-        rows = max(1, PIECE // q.shape[1])
-        for start in range(0, q.shape[0], rows):
-            torch.mul(codes[start : start + rows], scales[start : start + rows], out=out[start : start + rows])
-        return out
+        return dequantize_int8(q.tensors["codes"], q.tensors["absmax"], target(q, dtype, out))
 
     def nbytes(self, out_features: int, in_features: int) -> int:
         """One byte a weight and four a row."""

@@ -52,6 +52,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "adamw.c": _EVERY,
     "nf4.c": _EVERY,
     "integers.c": _EVERY,
+    "int8.c": _EVERY,
     "centres.c": _EVERY,
     "words.c": _EVERY,
     "rows.c": _EVERY,

@@ -35,6 +35,7 @@ SIGNATURES = {
     "adamw": "- ii pppp fffffffff",
     "square_sum": "d ii pp",
     "dequantize_integers": "- iiii pi ppp ii",
+    "dequantize_int8": "- iiii pi pp",
     "best_centres": "- i ppppppp iiiii",
     "words_rules_new": "p ii ppipi ppp",
     "words_rules_free": "- p",
