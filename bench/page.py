@@ -17,7 +17,7 @@ from bench.workloads import SUITES, Workload
 from topcoat.units import show_bytes
 
 ROOT = Path(__file__).parents[1]
-TITLES = {"cpu": "On a CPU", "gpu": "On a GPU"}  # and, of one with a budget, how much memory everybody had
+TITLES = {"cpu": "On a CPU", "gpu": "On a GPU"}
 LEAST_QLORA = 1 / 1.15  # QLoRA no more than 15 % slower than LoRA
 OURS, PEERS, STOPPED = "#00796b", "#90a4ae", "#e0e0e0"
 

@@ -64,7 +64,7 @@ def _of_time(results: dict[str, Any]) -> str:
     return (
         f"\nThe time of a step, where nothing else on the machine disturbed it ({quiet} rows): the middle of the "
         f"planned span is {errors}. The factors behind it were fitted to these very rows; `python -m bench.plan.fit` "
-        f"says how far each is off by the factors of all the others.\n"
+        "says how far each is off by the factors of all the others.\n"
     )
 
 

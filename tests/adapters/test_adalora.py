@@ -260,7 +260,9 @@ def test_miss_is_written_as_a_plain_lora_too_and_what_is_none_is_refused(load, l
 def test_a_lora_of_several_ranks_and_scales_is_padded_to_one_of_each(load, logits, train_a_little, tmp_path):
     model = load().model
     adapters = attach(
-        model, LoraConfig(r=2, rank_pattern={"q_proj": 5}, alpha_pattern={"v_proj": 7.0}, use_rslora=True)
+        # weak adapters: strong ones drawn at random make a model that magnifies what float32 rounds away
+        model,
+        LoraConfig(r=2, lora_alpha=1.0, rank_pattern={"q_proj": 5}, alpha_pattern={"v_proj": 0.5}, use_rslora=True),
     )
     train_a_little(adapters)
     plain = as_lora(adapters, pad=True)

@@ -141,7 +141,8 @@ def test_its_file_is_a_plain_lora_that_computes_the_same_here_and_in_peft(
 def test_it_is_folded_for_readers_of_one_rank_and_no_scale(load, logits, train_a_little, tmp_path):
     model = load().model
     adapters = attach(
-        model, IecConfig(r=4, rank_pattern={"v_proj": 2}, use_rslora=True, trainable_token_indices=[5, 9])
+        model,
+        IecConfig(r=4, lora_alpha=1.0, rank_pattern={"v_proj": 2}, use_rslora=True, trainable_token_indices=[5, 9]),
     )
     train_a_little(adapters)
     plain = as_lora(adapters, pad=True)

@@ -9,7 +9,7 @@ import pytest
 
 from topcoat.model.load import load_model
 from topcoat.model.settings import ModelSettings
-from topcoat.runs.conversation import Chat, open_chat
+from topcoat.runs.conversation import Chat, Sampling, open_chat
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def test_the_system_message_and_the_turns_so_far_are_part_of_the_prompt(tiny_lla
     render = chat.renderer.prompt_ids
     chat.renderer.prompt_ids = lambda messages: seen.append(list(messages)) or render(messages)
     chat.start("be brief")
-    first = chat.answer("one", lambda piece: None, max_new_tokens=3)
-    chat.answer("two", lambda piece: None, max_new_tokens=3)
+    first = chat.answer("one", lambda piece: None, Sampling(max_new_tokens=3))
+    chat.answer("two", lambda piece: None, Sampling(max_new_tokens=3))
     chat.start(chat.system)
-    chat.answer("three", lambda piece: None, max_new_tokens=3)
+    chat.answer("three", lambda piece: None, Sampling(max_new_tokens=3))
     system = {"role": "system", "content": "be brief"}
     assert seen[1] == [
         system,
@@ -88,7 +88,7 @@ def test_what_streams_is_what_is_answered(tiny_llama, temperature):
     chat = Chat(load_model(ModelSettings(path=str(tiny_llama), compute_dtype="fp32")), None)
     for text in ("Où est la gare?", "γάμμα 🙂", "naïve", "x"):
         pieces: list[str] = []
-        said = chat.answer(text, pieces.append, max_new_tokens=40, temperature=temperature)
+        said = chat.answer(text, pieces.append, Sampling(max_new_tokens=40, temperature=temperature))
         assert "".join(pieces) == said
         assert len(pieces) > 5
         chat.start(None)

@@ -290,6 +290,31 @@ def test_a_file_that_fails_its_proof_names_the_types_that_hold_more(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("alike", "kind", "warned"),
+    [(1.1, "Q4_0", "--type q4_1, q5_1 or q8_0"), (1.1, "Q5_1", "--type q8_0"), (0, "Q4_0", None), (1.1, "Q8_0", None)],
+)
+def test_a_rounding_that_moves_many_tokens_is_warned_of(
+    trained_on, prompts, tmp_path, monkeypatch, alike, kind, warned
+):
+    """Where larger types are left, and not where the share of tokens that stay is high enough."""
+    monkeypatch.setattr(gguf_model, "FEW_ALIKE", alike)
+    base, adapters = trained_on("llama")
+    told = []
+    done = export_gguf(base, adapters, tmp_path / "out", kind, prompts, told.append)
+    changed = f"{1 - done.proof.top1_agreement:.0%}"
+    wanted = [f"warning: {kind} changes the likeliest token at {changed} of the positions; {warned} rounds less"]
+    assert [text for text in told if "warning" in text] == (wanted if warned else [])
+
+
+def test_integers_as_they_were_trained_are_never_called_coarse(trained_on, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_model, "FEW_ALIKE", 1.1)
+    base, adapters = trained_on("qwen2", IntConfig(), QaloraConfig(r=1))
+    told = []
+    assert export_gguf(base, adapters, tmp_path / "out", None, prompts, told.append).type == "Q4_1"
+    assert not [text for text in told if "warning" in text]
+
+
 def test_a_tensor_too_many_or_too_few_is_no_file(tmp_path):
     slots = {"a": gguf_file.Slot((2, 3), "F32"), "b": gguf_file.Slot((4,), "F32")}
     data = {"a": torch.zeros(24, dtype=torch.uint8), "b": torch.zeros(16, dtype=torch.uint8)}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from topcoat.kernels.long_product import BLOCK, long_product
+from topcoat.kernels.long_product import BLOCKS, long_product
 
 
-@pytest.mark.parametrize("K", [7, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+@pytest.mark.parametrize("blocks", [0.01, 1, 1.01, 3.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_is_the_product(K: int, dtype: torch.dtype) -> None:
+def test_it_is_the_product(blocks: float, dtype: torch.dtype) -> None:
+    K = int(blocks * BLOCKS[dtype])
     generator = torch.Generator().manual_seed(K)
     a, b = torch.randn(33, K, generator=generator).to(dtype), torch.randn(K, 21, generator=generator).to(dtype)
     truth = a.double() @ b.double()

@@ -246,6 +246,19 @@ def test_rules_that_ask_for_facts_are_said_once_they_are_known():
     assert [guide.rule.id for guide in later] == ["small-in-4bit"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "longer"),
+    [
+        ({}, "more train.epochs or a lower train.batch_size makes it longer; LoRA bears half again the rate in so"),
+        ({"train.max_steps": 9}, "a higher train.max_steps makes it longer; LoRA bears"),
+        ({"adapter.method": "full"}, "train.batch_size makes it longer (LoRA Without Regret"),
+    ],
+)
+def test_a_short_run_is_told_what_makes_it_longer(settings, longer):
+    assert "the run has 9 optimizer steps, fewer than 100: " in said(settings, {"steps": 9})["short-run"]
+    assert longer in said(settings, {"steps": 9})["short-run"]
+
+
 def test_warnings_come_before_notes():
     recipe = recipe_of({"adapter.r": 1, "adapter.lora_alpha": 9.0, "train.weight_decay": 0.5})
     kinds = [guide.rule.severity for guide in guides(RULES, recipe, Facts(steps=5))]

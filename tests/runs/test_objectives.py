@@ -21,7 +21,7 @@ from topcoat.model.load import load_model
 from topcoat.model.score import put_score_head
 from topcoat.model.settings import ModelSettings
 from topcoat.recipe.load import recipe_from_dict
-from topcoat.runs.conversation import open_chat
+from topcoat.runs.conversation import Sampling, open_chat
 from topcoat.runs.merging import merge_run
 from topcoat.runs.run import run
 from topcoat.runs.scorers import SCORERS
@@ -243,7 +243,10 @@ def test_it_learns_a_text_by_heart(tiny_recipe, tmp_path, topcoat):
     assert "each line is the beginning of a text" in told[0]
     begun = "Every weight is frozen and"
     for _ in range(2):  # nothing is remembered: the second time it is asked the same
-        assert begun + chat.answer(begun, lambda piece: None, max_new_tokens=4) in (tmp_path / "book.txt").read_text()
+        assert (
+            begun + chat.answer(begun, lambda piece: None, Sampling(max_new_tokens=4))
+            in (tmp_path / "book.txt").read_text()
+        )
     with pytest.raises(TopcoatError, match="it takes no system message"):
         chat.start("be brief")
 

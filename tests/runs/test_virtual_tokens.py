@@ -10,7 +10,7 @@ import pytest
 from topcoat.adapters.prompt_methods import PROMPTS
 from topcoat.errors import TopcoatError
 from topcoat.recipe.load import recipe_from_dict
-from topcoat.runs.conversation import open_chat
+from topcoat.runs.conversation import Sampling, open_chat
 from topcoat.runs.exporting import export_run
 from topcoat.runs.merging import merge_run
 from topcoat.runs.opening import RunSteps
@@ -78,10 +78,10 @@ def test_a_finished_run_says_what_it_was_and_can_be_talked_to(finished):
     assert (folder / name).read_bytes() == (done.adapter / name).read_bytes()
     chat = open_chat(str(done.folder), lambda text: None)
     chat.start(None)
-    with_them = chat.answer("What is coat?", lambda piece: None, max_new_tokens=12)
+    with_them = chat.answer("What is coat?", lambda piece: None, Sampling(max_new_tokens=12))
     chat.start(None)
     chat.switch(False)
-    assert chat.answer("What is coat?", lambda piece: None, max_new_tokens=12) != with_them
+    assert chat.answer("What is coat?", lambda piece: None, Sampling(max_new_tokens=12)) != with_them
 
 
 TOO_LONG = [

@@ -27,6 +27,13 @@ def test_what_is_allocated_shows_and_the_peak_is_never_below():
     assert peak >= before + 0.8 * held
 
 
+def test_a_peak_is_the_process_own_and_not_that_of_whoever_started_it():
+    held = torch.ones(2**28)  # 1 GiB, which is more than the child takes
+    code = "import torch\nfrom topcoat.training.memory import *\nprint(peak_memory_bytes(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < held.nbytes
+
+
 def test_freed_memory_goes_back_to_the_system():
     free_leftovers()
     before = memory_bytes(torch.device("cpu"))

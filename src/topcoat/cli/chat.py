@@ -29,8 +29,9 @@ def command(
     console = make_console()
     prepare_process(model_of(what), console)
 
-    from topcoat.runs.conversation import Chat, open_chat
+    from topcoat.runs.conversation import Chat, Sampling, open_chat
 
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     chat: Chat = open_chat(what, lambda text: console.print(text, style="dim", markup=False))
     chat.start(system)
     if sys.stdin.isatty():
@@ -42,7 +43,7 @@ def command(
             console.print(_obey(chat, line), style="dim", markup=False)
         elif line:
             try:
-                chat.answer(line, _print_piece, max_new_tokens, temperature, top_p, seed)
+                chat.answer(line, _print_piece, sampling)
                 print(flush=True)
             except KeyboardInterrupt:  # stops this answer, not the chat
                 print(flush=True)

@@ -13,8 +13,6 @@ from topcoat.exporting.choices import TARGETS, TYPES, type_of
 from topcoat.runs.folder import RunFolder
 
 _TYPES = ", ".join(kind.lower() for kind in TYPES["gguf"])
-FEW_ALIKE = 0.9
-"""Share of positions with the same likeliest token, below which the rounding is worth a warning."""
 
 
 def command(
@@ -51,13 +49,6 @@ def command(
         f"{100 * proof.top1_agreement:.1f} %",
         markup=False,
     )
-    if proof.top1_agreement < FEW_ALIKE:
-        console.print(
-            f"warning: the rounding changes {100 * (1 - proof.top1_agreement):.0f} % of the likeliest tokens; "
-            "q8_0 rounds less, and training on the blocks themselves not at all: docs/howto/export.md",
-            style="yellow",
-            markup=False,
-        )
     if json:
         print_json({"exported": str(target), "to": to, **done.as_json()})
     return 0

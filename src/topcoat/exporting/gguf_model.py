@@ -35,13 +35,16 @@ FILE, PROOF = "model.gguf", "gguf_proof.json"
 TOLERANCES = {"F32": 1e-4, "F16": 1e-2, "BF16": 3e-2, "Q8_0": 0.1, "Q5_1": 0.3, "Q5_0": 0.3, "Q4_1": 0.5, "Q4_0": 0.5}
 """Largest |a - b| / |b| over the logits. 16 bits: as for a merge. Below, what the type's own rounding does to weights
 that were not trained in it; more than this is no rounding."""
+FINER = {"Q4_0": "q4_1, q5_1 or q8_0", "Q4_1": "q5_1 or q8_0", "Q5_0": "q5_1 or q8_0", "Q5_1": "q8_0"}
+"""Type whose rounding a model may feel -> the types that round less."""
 TOO_COARSE = {
     "BF16": "BF16 may lose a small update between two of its numbers: --type f16 or f32 holds it",
-    "Q4_0": "its 4 bits are too few for this model: --type q4_1, q5_1 or q8_0 rounds less",
-    "Q4_1": "its 4 bits are too few for this model: --type q5_1 or q8_0 rounds less",
+    **{kind: f"{kind} is too coarse for this model: --type {finer} rounds less" for kind, finer in FINER.items()},
 }
 """Type -> the way out where its proof fails; `exporting/merge.py` has the reason for BF16. Every tensor was read back
-as written before, so what is left of Q4_0 and Q4_1 is their rounding: small models may not bear it."""
+as written before, so what is left of the others is their rounding: small models may not bear it."""
+FEW_ALIKE = 0.9
+"""Share of positions with the same likeliest token, below which such a rounding is warned of."""
 EXACT = 2e-2
 """The same for Q4_1 made of the integers that were trained on."""
 
@@ -101,6 +104,9 @@ def export_gguf(
         write_file(folder / PROOF, json.dumps(done.as_json(), indent=2) + "\n")
         for file in base.source.license.files:
             shutil.copyfile(file, folder / file.name)
+    if proof.top1_agreement < FEW_ALIKE and plan.kind in FINER and not plan.exact:
+        changed = f"warning: {plan.kind} changes the likeliest token at {1 - proof.top1_agreement:.0%} of the positions"
+        say(f"{changed}; --type {FINER[plan.kind]} rounds less")
     return done
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from topcoat.kernels.attention_shape import Shape, hidden
 from topcoat.kernels.dispatch import wide_dtype
 from topcoat.kernels.documents import Bucket, Documents
+from topcoat.kernels.scratch import scratch
 
 TILE = 256  # queries at once in the backward: the scores of a tile stay in cache, the causal half is skipped by tile
 
@@ -75,15 +76,16 @@ def _tiled_forward(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> tuple[Tenso
     G = k.shape[1]
     answer = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((n, H, L), dtype=wide_dtype(q.dtype))
-    for a, b, first in _tiles(L, shape.window):
-        rows = _group(q[:, :, a:b], G)  # (n * G, H / G * (b - a), K)
-        keys, values = (_merge(x[:, :, first:b]) for x in (k, v))
-        scores = _scores(rows, keys, shape, a, b, first)  # (n * G, H / G, b - a, b - first)
-        scores.masked_fill_(hidden(a, b, first, b, shape.window, q.device), -math.inf)
-        tile_lse = torch.logsumexp(scores, -1, keepdim=True)
-        weights = (scores - tile_lse).exp_().to(q.dtype).flatten(1, 2)
-        answer[:, :, a:b] = torch.bmm(weights, values).view(n, H, b - a, K)
-        lse[:, :, a:b] = tile_lse.view(n, H, b - a)
+    with scratch(_room(n * H, L), lse.dtype, q.device) as room:
+        for a, b, first in _tiles(L, shape.window):
+            rows = _group(q[:, :, a:b], G)  # (n * G, H / G * (b - a), K)
+            keys, values = (_merge(x[:, :, first:b]) for x in (k, v))
+            scores = _scores(rows, keys, shape, a, b, first, room)  # (n * G, H / G, b - a, b - first)
+            scores.masked_fill_(hidden(a, b, first, b, shape.window, q.device), -math.inf)
+            tile_lse = torch.logsumexp(scores, -1, keepdim=True)
+            weights = scores.sub_(tile_lse).exp_().to(q.dtype).flatten(1, 2)
+            answer[:, :, a:b] = torch.bmm(weights, values).view(n, H, b - a, K)
+            lse[:, :, a:b] = tile_lse.view(n, H, b - a)
     return answer, lse
 
 
@@ -100,34 +102,44 @@ def _tiled_backward(
     dq = torch.empty_like(qs, memory_format=torch.contiguous_format)
     dk = torch.zeros(n * G, L, K, dtype=floats, device=q.device)
     dv = torch.zeros(n * G, L, K, dtype=floats, device=q.device)
-    for a, b, first in _tiles(L, shape.window):
-        rows, grads = _group(qs[:, :, a:b], G), _group(gs[:, :, a:b], G)
-        keys, values = (_merge(x[:, :, first:b]) for x in (ks, vs))
-        weights = _scores(rows, keys, shape, a, b, first)  # (n * G, H / G, b - a, b - first)
-        cap = _softcap_slope(weights, shape)
-        weights.sub_(_rowwise(lse[:, :, a:b], G)).exp_()
-        # masked after the exponential: exp of -inf takes six times as long on AVX-512
-        weights.masked_fill_(hidden(a, b, first, b, shape.window, q.device), 0)
-        with _products_of(q.dtype):
-            ds = torch.bmm(grads.to(floats), values.to(floats).transpose(1, 2)).view_as(weights)
-        ds.sub_(_rowwise(delta[:, :, a:b], G)).mul_(weights).mul_(shape.scale)
-        if cap is not None:
-            ds.mul_(cap)
-        weights16, ds16 = (x.to(q.dtype).flatten(1, 2) for x in (weights, ds))
-        dv[:, first:b] += torch.bmm(weights16.transpose(1, 2), grads)
-        dk[:, first:b] += torch.bmm(ds16.transpose(1, 2), rows)
-        dq[:, :, a:b] = torch.bmm(ds16, keys).view(n, H, b - a, K)
+    with scratch((2, *_room(n * H, L)), floats, q.device) as (room, beside):
+        for a, b, first in _tiles(L, shape.window):
+            rows, grads = _group(qs[:, :, a:b], G), _group(gs[:, :, a:b], G)
+            keys, values = (_merge(x[:, :, first:b]) for x in (ks, vs))
+            weights = _scores(rows, keys, shape, a, b, first, room)  # (n * G, H / G, b - a, b - first)
+            cap = _softcap_slope(weights, shape)
+            weights.sub_(_rowwise(lse[:, :, a:b], G)).exp_()
+            # masked after the exponential: exp of -inf takes six times as long on AVX-512
+            weights.masked_fill_(hidden(a, b, first, b, shape.window, q.device), 0)
+            ds = _products(grads, values, beside).view_as(weights)
+            ds.sub_(_rowwise(delta[:, :, a:b], G)).mul_(weights).mul_(shape.scale)
+            if cap is not None:
+                ds.mul_(cap)
+            weights16, ds16 = (x.to(q.dtype).flatten(1, 2) for x in (weights, ds))
+            dv[:, first:b] += torch.bmm(weights16.transpose(1, 2), grads)
+            dk[:, first:b] += torch.bmm(ds16.transpose(1, 2), rows)
+            dq[:, :, a:b] = torch.bmm(ds16, keys).view(n, H, b - a, K)
     return dq, dk.to(q.dtype).view(n, G, L, K), dv.to(q.dtype).view(n, G, L, K)
 
 
-def _scores(rows: Tensor, keys: Tensor, shape: Shape, a: int, b: int, first: int) -> Tensor:
-    """Scaled and capped scores of queries a..b against keys first..b, float32 or wider."""
-    floats = wide_dtype(rows.dtype)
-    with _products_of(rows.dtype):
-        scores = torch.bmm(rows.to(floats), keys.to(floats).transpose(1, 2)).mul_(shape.scale)
+def _room(heads: int, length: int) -> tuple[int]:
+    """Numbers of one tile, for all heads of all documents."""
+    return (heads * min(TILE, length) * length,)
+
+
+def _scores(rows: Tensor, keys: Tensor, shape: Shape, a: int, b: int, first: int, room: Tensor) -> Tensor:
+    """Scaled and capped scores of queries a..b against keys first..b, float32 or wider, in `room`."""
+    scores = _products(rows, keys, room).mul_(shape.scale)
     if shape.softcap is not None:
-        scores = torch.tanh_(scores.div_(shape.softcap)).mul_(shape.softcap)
-    return scores.view(scores.shape[0], -1, b - a, b - first)
+        scores = scores.div_(shape.softcap).tanh_().mul_(shape.softcap)
+    return scores.view(len(scores), -1, b - a, b - first)
+
+
+def _products(x: Tensor, y: Tensor, room: Tensor) -> Tensor:
+    """x (N, a, K) times y (N, b, K) transposed, float32 or wider: (N, a, b), which lies in `room`."""
+    answer = room[: x.shape[0] * x.shape[1] * y.shape[1]].view(*x.shape[:2], y.shape[1])
+    with _products_of(x.dtype):
+        return torch.bmm(x.to(room.dtype), y.to(room.dtype).transpose(1, 2), out=answer)
 
 
 def _softcap_slope(scores: Tensor, shape: Shape) -> Tensor | None:

@@ -62,9 +62,12 @@ def short_run(recipe: Recipe, facts: Facts) -> str | None:
     """Fewer than 100 optimizer steps are few; LoRA may take half again the rate there."""
     if facts.steps is None or facts.steps >= 100:
         return None
-    higher = ", or a rate half again as high" if isinstance(recipe.adapter, LoraConfig) else ""
-    more = f"more epochs or a lower train.batch_size give more{higher}"
-    return f"the run has {facts.steps} optimizer steps, fewer than 100: {more}"
+    train = recipe.train
+    longer = (
+        "a higher train.max_steps" if train.max_steps is not None else "more train.epochs or a lower train.batch_size"
+    )
+    higher = "; LoRA bears half again the rate in so short a run" if isinstance(recipe.adapter, LoraConfig) else ""
+    return f"the run has {facts.steps} optimizer steps, fewer than 100: {longer} makes it longer{higher}"
 
 
 def warm_up(recipe: Recipe, facts: Facts) -> str | None:

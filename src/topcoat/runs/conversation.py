@@ -6,6 +6,7 @@ A run that learned plain text goes on with what is typed, and remembers nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topcoat.adapters.attach import Adapters
@@ -23,6 +24,21 @@ from topcoat.recipe.load import load_recipe
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.rounding import load_base
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn, and how long it may be."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    """The share of probability that is drawn from."""
+    seed: int = 0
+
+
+GREEDY = Sampling()
 
 
 class Chat:
@@ -47,45 +63,29 @@ class Chat:
         said = "the adapter answers" if on else "the base answers"
         return f"{said}, and reads the conversation so far; /reset forgets it" if self.messages else said
 
-    def answer(
-        self,
-        text: str,
-        on_piece: Callable[[str], None],
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> str:
+    def answer(self, text: str, on_piece: Callable[[str], None], sampling: Sampling = GREEDY) -> str:
         """The model's answer to `text`, also handed to `on_piece` as it comes. Both become part of the conversation.
 
         Raises TopcoatError, with the conversation as before, when it fills the context or the template refuses it.
         """
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         prompt = self.renderer.prompt_ids(asked)
-        said = self._go_on(prompt, on_piece, max_new_tokens, temperature, top_p, seed + len(asked))
+        said = self._go_on(prompt, on_piece, replace(sampling, seed=sampling.seed + len(asked)))
         self.messages = [*asked, {"role": "assistant", "content": said}]
         return said
 
-    def _go_on(
-        self,
-        prompt: list[int],
-        on_piece: Callable[[str], None],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-    ) -> str:
+    def _go_on(self, prompt: list[int], on_piece: Callable[[str], None], sampling: Sampling) -> str:
         """What the model writes behind `prompt`."""
         stream = _Stream(self.base, on_piece)
         ids = generate(
             self.base.model,
             self.base.tokenizer,
             [prompt],
-            max_new_tokens,
+            sampling.max_new_tokens,
             self.renderer.stop_ids,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
             on_token=stream.add,
         )[0]
         said = str(self.base.tokenizer.decode(ids, skip_special_tokens=True))
@@ -110,17 +110,9 @@ class LineByLine(Chat):
 class Continuation(LineByLine):
     """Each line is the beginning of a text, which goes on as the plain texts of the training did."""
 
-    def answer(
-        self,
-        text: str,
-        on_piece: Callable[[str], None],
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> str:
+    def answer(self, text: str, on_piece: Callable[[str], None], sampling: Sampling = GREEDY) -> str:
         """What comes after `text`. Raises TopcoatError when it fills the context."""
-        return self._go_on(self.ids_of(text), on_piece, max_new_tokens, temperature, top_p, seed)
+        return self._go_on(self.ids_of(text), on_piece, sampling)
 
 
 class _Stream:

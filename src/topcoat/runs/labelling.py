@@ -14,7 +14,7 @@ from topcoat.errors import TopcoatError
 from topcoat.exporting.labels import label_logits_of
 from topcoat.model.load import Base
 from topcoat.model.score import SCORE, put_score_head, read_label_head
-from topcoat.runs.conversation import LineByLine
+from topcoat.runs.conversation import GREEDY, LineByLine, Sampling
 
 MOST_SAID = 5
 """Labels that are said of a line, the likeliest first."""
@@ -51,15 +51,7 @@ class Labeller(LineByLine):
         """The head belongs to the adapter: the base alone says nothing."""
         return "the base has no head for labels: only the adapter answers" if not on else "the adapter answers"
 
-    def answer(
-        self,
-        text: str,
-        on_piece: Callable[[str], None],
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> str:
+    def answer(self, text: str, on_piece: Callable[[str], None], sampling: Sampling = GREEDY) -> str:
         """What the head says of `text`: its likeliest labels with their probabilities, or its numbers."""
         ids = self.ids_of(text)
         if len(ids) > self.base.context_length:

@@ -111,10 +111,7 @@ def peak_since(device: torch.device) -> int:
     """Bytes at the high-water mark since `forget_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return marks[0] if marks else peak_memory_bytes(device)
+    return peak_memory_bytes(device)
 
 
 def main() -> None:

@@ -25,6 +25,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most bytes in use since the process began (on a GPU: since the last reset of torch's statistics)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    # where the system has no better word: on Linux this one begins with what the parent of the process held
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 

@@ -87,6 +87,7 @@ class Library:
     attention_backward_bytes: Callable[..., int]
     dequantize_nf4: Deferrable
     dequantize_integers: Callable[..., None]
+    dequantize_int8: Callable[..., None]
     best_centres: Callable[..., None]
     words_rules_new: Callable[..., int | None]
     words_rules_free: Callable[..., None]
