@@ -22,11 +22,9 @@ from topcoat.data.mask import IGNORE_INDEX
 from topcoat.data.order import Indices, Order, shuffled
 from topcoat.data.pack import best_fit, group_similar
 from topcoat.data.render import Example
+from topcoat.kernels.loss_chunks import ROUND  # see there why packed rows are filled up
 
 PADDING = 0  # any row of the embedding: a padded position is masked and never a target
-# Packed rows are filled up to a multiple of this. Every new number of positions makes oneDNN build new kernels for all
-# products of a step: measured on SmolLM2-135M, 20 MB of memory a step that stay, until its cache of 1,024 is full.
-ROUND = 64
 ENOUGH_STEPS = 2000  # looked through for the worst batch
 
 

@@ -1,8 +1,8 @@
 """int8 codes of rows -> weights: w = code * (absmax / 127) in float32, then rounded once.
 
 The compiled code (native/int8.c) multiplies and rounds as the definition does: it gives the same bits. A weight is
-rebuilt for every product that reads it; torch's product of int8 with float32 took 5 ns a number of SmolLM2-135M on two
-cores, twice what the products themselves took.
+rebuilt for every product that reads it. Measured on two cores of an AMD EPYC with AVX-512, (2304, 576) to bf16: torch's
+product of int8 with float32 0.24 ns a number, compiled 0.07.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from topcoat.kernels.cross_entropy_rows import cross_entropy_rows_
 from topcoat.kernels.dispatch import wide_dtype
-from topcoat.kernels.loss_chunks import STEP, loss_rows
+from topcoat.kernels.loss_chunks import ROUND, loss_rows
 from topcoat.kernels.product import product
 from topcoat.kernels.scratch import scratch
 
@@ -71,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wide = wide_dtype(hidden.dtype)
         want_hidden, want_weight = (training and wanted for wanted in ctx.needs_input_grad[:2])
-        rows = F.pad(hidden, (0, 0, 0, -len(hidden) % STEP)) if len(hidden) % STEP else hidden  # (N', D)
+        rows = F.pad(hidden, (0, 0, 0, -len(hidden) % ROUND)) if len(hidden) % ROUND else hidden  # (N', D)
         grad_hidden = torch.empty_like(rows) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
         loss = torch.zeros((), dtype=wide, device=hidden.device)

@@ -19,7 +19,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "activations": ("saved activations", "backward working set", "loss", "dequantization buffer"),
     "process": (
-        *("runtime", "tokenizer and kernels", "difference measured", "matrix workspace", "allocator's rounding"),
+        *("runtime", "tokenizer and kernels", "compiled products", "difference measured", "matrix workspace"),
+        "allocator's rounding",
     ),
 }
 """What one part of a stacked picture stands for."""

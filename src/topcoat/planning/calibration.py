@@ -64,6 +64,7 @@ def cpu_device(facts: Machine, cache: Path, say: Callable[[str], None] = lambda 
         workspace_bytes=0,
         kind="cpu",
         call_seconds=reached.call_seconds,
+        tiles="amx_bf16" in facts.cpu_features,
         measured=True,
     )
 

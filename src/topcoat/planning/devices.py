@@ -43,6 +43,8 @@ class Device:
     kind: str = "cuda"
     call_seconds: float = 0.0
     """What one small operation costs beside its arithmetic; 0 where it was not measured."""
+    tiles: bool = False
+    """A CPU with AMX, on which the hand-written blocks multiply in code of ours."""
     measured: bool = False
     """The figures are this machine's own."""
 

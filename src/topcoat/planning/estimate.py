@@ -19,7 +19,7 @@ from topcoat.files import CHUNK_BYTES
 from topcoat.kernels.recompute import Policy, summary
 from topcoat.planning.bill import Bill
 from topcoat.planning.counts import Counts, counts_of
-from topcoat.planning.process import PROCESS_BYTES, library_bytes
+from topcoat.planning.process import LIKE, PROCESS_BYTES, library_bytes, product_bytes
 from topcoat.planning.request import Request
 from topcoat.planning.sizes import CONTEXT_BYTES, ROUNDING, Setup, activation_room, bill_of, fitting_policies
 from topcoat.planning.speed import Speed, speed_of
@@ -108,6 +108,7 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
         optimizer=request.train.optimizer,
         runtime_bytes=CONTEXT_BYTES if on_gpu else PROCESS_BYTES,
         working_bytes=0 if on_gpu else library_bytes(request.architecture.vocab),
+        product_bytes=_products(request, counts),
         residual_bytes=request.residual_bytes,
         residual_note=request.residual_note,
         workspace_bytes=request.device.workspace_bytes if on_gpu else 0,
@@ -128,6 +129,13 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
     )
 
 
+def _products(request: Request, counts: Counts) -> int:
+    ours = request.device.tiles and counts.blocks is not None
+    if request.device.kind == "cuda" or request.element_bytes == 4 or ours:
+        return 0
+    return product_bytes(request.tokens, varied=request.longest > LIKE * request.row_tokens)
+
+
 def _policies(request: Request, counts: Counts, setup: Setup) -> tuple[Policy, ...]:
     if counts.blocks is None:
         return ()
@@ -142,7 +150,7 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
     """Bytes at the peak of each phase."""
     a, e = request.architecture, request.element_bytes
     by_name = {line.name: line.bytes for line in bill.lines}
-    outside = ("runtime", "tokenizer and kernels", "matrix workspace", "difference measured")
+    outside = ("runtime", "tokenizer and kernels", "compiled products", "matrix workspace", "difference measured")
     process = sum(by_name.get(name, 0) for name in outside)
     transient = 3 * request.labelled_tokens * a.hidden * e  # of the loss: its chunk of logits is a buffer that stays
     if counts.blocks is None:  # autograd frees what it kept; the hand-written blocks keep their buffers

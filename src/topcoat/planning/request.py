@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from topcoat.adapters.settings import AdapterConfig, FullConfig
+from topcoat.kernels.loss_chunks import last_rows
 from topcoat.planning.architecture import Architecture
 from topcoat.planning.devices import Device
 from topcoat.planning.micro_batch import micro_batch_tokens
@@ -73,10 +74,8 @@ class Request:
 
     @property
     def labelled_tokens(self) -> int:
-        """N: positions of the largest micro batch that are trained, rounded up as a run rounds them; T where nearly all
-        are (`training/objectives`)."""
-        rounded = -(-math.ceil((self.labelled or 1.0) * self.tokens) // 64) * 64
-        return self.tokens if rounded > 0.9 * self.tokens else rounded
+        """N: positions of the largest micro batch that the last block computes."""
+        return last_rows(math.ceil((self.labelled or 1.0) * self.tokens), self.tokens)
 
     @property
     def longest(self) -> int:

@@ -55,6 +55,8 @@ class Setup:
     runtime_bytes: int = PROCESS_BYTES
     working_bytes: int | None = None
     """What the tokenizer and the libraries take in the process; None counts it, 0 on a device that it is not on."""
+    product_bytes: int = 0
+    """What the products take that oneDNN builds, on a CPU without tiles."""
     residual_bytes: int = 0
     """What probes on this device found a plan to miss."""
     residual_note: str = ""
@@ -87,6 +89,7 @@ def bill_of(counts: Counts, setup: Setup) -> Bill:
         Line("matrix workspace", setup.workspace_bytes, "of the GPU's matrix library"),
         Line("runtime", setup.runtime_bytes, "the process before the model"),
         Line("tokenizer and kernels", working, "what libraries take once they work"),
+        Line("compiled products", setup.product_bytes, "that oneDNN builds for each number of rows"),
         Line("difference measured", setup.residual_bytes, setup.residual_note),
     ]
     if setup.rounding:

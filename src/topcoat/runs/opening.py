@@ -21,6 +21,7 @@ from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
 from topcoat.errors import TopcoatError
 from topcoat.files import RunLock, sweep_temporaries
+from topcoat.kernels.product_native import amx_library
 from topcoat.model.load import Base
 from topcoat.planning.bill import Bill
 from topcoat.planning.loaded import fused_blocks, loaded_counts
@@ -28,6 +29,7 @@ from topcoat.planning.machine import available_memory_bytes
 from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.model_files import shapes_here
 from topcoat.planning.possible import require_possible
+from topcoat.planning.process import LIKE, product_bytes
 from topcoat.planning.sizes import ROUNDING, Setup, activation_room, bill_of
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
@@ -220,6 +222,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
         element_bytes=base.compute_dtype.itemsize,
         optimizer=settings.optimizer,
         runtime_bytes=runtime_bytes,
+        product_bytes=_products(base, data, tokens, by_hand=True),
     )
     if base.device.type == "cuda":  # what is free there leaves the process and its context out already
         setup = replace(setup, runtime_bytes=0, working_bytes=0, rounding=ROUNDING)
@@ -227,7 +230,8 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     room = None if free is None else activation_room(counts, setup, free)
     engine = choose_engine(base, adapters, settings.recompute, data.train[0].input_ids, tokens, room, rows)
     counts = replace(counts, blocks=fused_blocks(engine.fused) if engine.fused else None)
-    setup = replace(setup, policies=engine.policies, recomputed=engine.checkpointing)
+    built = _products(base, data, tokens, by_hand=engine.fused is not None)
+    setup = replace(setup, policies=engine.policies, recomputed=engine.checkpointing, product_bytes=built)
     return RunPlan(
         steps=steps,
         bill=bill_of(counts, setup),
@@ -237,6 +241,15 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
         engine=engine,
         seconds=predicted_seconds(recipe, base, adapters, data, counts, engine, steps.total),
     )
+
+
+def _products(base: Base, data: Dataset, tokens: int, *, by_hand: bool) -> int:
+    """What products that oneDNN builds take in micro batches of `tokens`, with or without the hand-written blocks."""
+    ours = by_hand and amx_library() is not None
+    if base.device.type != "cpu" or base.compute_dtype.itemsize != 2 or ours:
+        return 0
+    lengths = data.train.lengths
+    return product_bytes(tokens, varied=float(lengths.max()) > LIKE * float(lengths.mean()))
 
 
 def scale_of(adapters: Adapters) -> str | None:

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from topcoat.data.batches import ROUND, Batch
+from topcoat.data.batches import Batch
+from topcoat.kernels.loss_chunks import last_rows
 from topcoat.model.attention import attention_inputs
 from topcoat.model.fuse import FusedModel
-
-MOST_ROWS = 0.9
-"""Above this share of needed rows, computing only those in the last block saves less than gathering them costs."""
 
 
 def hidden_at(
@@ -38,10 +36,10 @@ def hidden_at(
 def needed_rows(positions: Tensor, tokens: int) -> Tensor | None:
     """`positions` (N,) and as many other positions as round their number up: what the last block must compute.
 
-    None where that is nearly all of `tokens`. Rounded, because every new number of rows makes oneDNN build new kernels.
+    None where that is nearly all of `tokens`.
     """
-    rounded = -(-len(positions) // ROUND) * ROUND
-    if rounded > MOST_ROWS * tokens:
+    rounded = last_rows(len(positions), tokens)
+    if rounded == tokens:
         return None
     free = torch.ones(tokens, dtype=torch.bool)
     free[positions] = False
