@@ -3,7 +3,7 @@
     python -m bench.plan.fit
 
 Of every undisturbed row the recipe is planned again for the floors of its parts, and the factors of each path are found
-by least squares of relative errors, none below zero. Linears in 16 bits are held at LINEARS of their floor: in the grid
+by least squares of relative errors, none below zero. Linears are held at `--linears` of their floor: in the grid
 they rise with everything else, and what they cost alone is known from one large product after another. What is printed
 is for a person who then writes PATHS; the last column is the error of each point by the factors of all the others.
 """
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from bench.machine import QUIET
 from bench.plan.points import GRID
-from bench.plan.run import CACHE, RESULTS, prepared, read
+from bench.plan.run import CACHE, prepared, read, results_here
 from topcoat.planning.cpu_speed import Parts
 from topcoat.planning.speed import parts_of
 from topcoat.runs.planning import plan
 
 LINEARS = 1.2
+"""On a processor with AMX; what oneDNN reaches alone elsewhere is the floor itself."""
 ENOUGH = 10
 """Points of a path, below which its factors are left to judgement."""
 Way = tuple[bool, bool]
@@ -51,7 +52,9 @@ def fitted(A: NDArray[np.float64], b: NDArray[np.float64], rounds: int = 500) ->
     return x
 
 
-def report(path: Way, names: Sequence[str], floors: NDArray[np.float64], seconds: NDArray[np.float64]) -> None:
+def report(
+    path: Way, names: Sequence[str], floors: NDArray[np.float64], seconds: NDArray[np.float64], linears: float
+) -> None:
     """Print the factors of one path, by floors (N, K) and measured seconds (N,), and how well they do."""
     parts = list(Parts.__dataclass_fields__)
     print(f"hand-written blocks {path[0]}, 16 bits {path[1]}: {len(seconds)} points")
@@ -60,7 +63,7 @@ def report(path: Way, names: Sequence[str], floors: NDArray[np.float64], seconds
         return
     held = parts.index("linears")
     A = np.delete(floors, held, 1) / seconds[:, None]
-    b = 1 - LINEARS * floors[:, held] / seconds
+    b = 1 - linears * floors[:, held] / seconds
     x = fitted(A, b)
     for name, factor in zip((part for part in parts if part != "linears"), x, strict=True):
         print(f"  {name:12} {factor:.2f}")
@@ -75,8 +78,10 @@ def report(path: Way, names: Sequence[str], floors: NDArray[np.float64], seconds
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--results", type=Path, default=None, help="file of rows that this machine measured")
+    parser.add_argument("--linears", type=float, default=LINEARS, help="of their floor, held")
     options = parser.parse_args(argv)
-    rows = read(RESULTS)
+    rows = read(options.results or results_here())
     names, floors, seconds = defaultdict(list), defaultdict(list), defaultdict(list)
     for point in GRID:
         row = rows.get(point.name)
@@ -87,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         floors[path].append(list(asdict(parts).values()))
         seconds[path].append(row["step_s"])
     for path in floors:
-        report(path, names[path], np.array(floors[path]), np.array(seconds[path]))
+        report(path, names[path], np.array(floors[path]), np.array(seconds[path]), options.linears)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The plot and the table of the grid for docs/plan-accuracy.md, from bench/plan/results/cpu.json.
+"""The plots and the tables of the grid for docs/plan-accuracy.md, from the files of bench/plan/results.
 
-python -m bench.plan.page [--results FILE] [--docs FOLDER]
+python -m bench.plan.page [--results FOLDER] [--docs FOLDER]
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,29 @@ micro batch, and saving. The models are SmolLM2-135M, and shapes of well-known m
 tokenizer of their vocabulary's size.
 
 To measure on your machine: `make bench-plan`. It keeps what it has measured, so it can be stopped and started; all rows
-are in `bench/plan/results/cpu.json`, and this page is made from it by `python -m bench.plan.page`.
+are in `bench/plan/results`, and this page is made from them by `python -m bench.plan.page`.
+
+The hand-written blocks multiply in code of topcoat's own on a processor with AMX, and through oneDNN on others: the
+grid is measured on one of each kind.
 """
+TITLES = {"cpu": "A processor without AMX", "cpu-amx": "A processor with AMX"}
+"""Results file -> its heading, in the order of the page."""
 
 
-def page(results: dict[str, Any]) -> str:
-    """The whole page."""
+def page(found: Mapping[str, dict[str, Any]]) -> str:
+    """The whole page, of results by the names of their files."""
+    return INTRODUCTION + "".join(_section(name, found[name]) for name in TITLES if name in found)
+
+
+def _section(name: str, results: dict[str, Any]) -> str:
     rows = results["rows"]
     machine = results["machine"]
     parts = [
-        INTRODUCTION,
+        f"\n## {TITLES[name]}\n",
+        f"\n{results['said']}\n" if "said" in results else "",
         f"\n{machine['cpu']}, {machine['cores']} cores, torch {results['versions']['torch']}: {len(rows)} points, "
         f"median error {results['median_error']:.1%}, worst {results['worst_error']:.1%}.\n",
-        "\n![Predicted and measured peak memory](images/plan-cpu.svg)\n",
+        f"\n![Predicted and measured peak memory](images/plan-{name}.svg)\n",
         _of_time(results),
         "\n| model, method, tokens x examples | predicted | measured | error | seconds a step, planned | measured |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n",
@@ -106,12 +116,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "plan" / "results" / "cpu.json")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "plan" / "results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args(argv)
-    results = json.loads(options.results.read_text(encoding="utf-8"))
-    plot(results, options.docs / "images" / "plan-cpu.svg")
-    (options.docs / "plan-accuracy.md").write_text(page(results), encoding="utf-8")
+    files = {name: options.results / f"{name}.json" for name in TITLES}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    for name, results in found.items():
+        plot(results, options.docs / "images" / f"plan-{name}.svg")
+    (options.docs / "plan-accuracy.md").write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

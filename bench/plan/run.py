@@ -4,7 +4,7 @@
 
 Of every point `topcoat plan` is asked for the peak, then `topcoat train` runs two steps of the same recipe, and its
 high-water mark of resident memory is what the kernel tells of the process that ended (ru_maxrss). A row stays in
-bench/plan/results/cpu.json until the sources that decide memory, the point or torch change; predictions are made anew
+bench/plan/results until the sources that decide memory, the point or torch change; predictions are made anew
 every time. `--keep` keeps rows of other sources. One process at a time, no torch in this one. A plan gives the time of
 a step as a span; its middle is held to the faster of the steps, in rows that nobody disturbed.
 """
@@ -32,7 +32,7 @@ from topcoat.planning.machine import machine
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "bench" / ".cache"
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
+RESULTS = Path(__file__).parent / "results"
 DECIDE = ("adapters", "data", "kernels", "model", "quant", "runs", "training")
 """Folders of the package whose code decides how much memory a run takes."""
 LIMIT = 14 * 2**30
@@ -145,14 +145,20 @@ def time_error(row: Row) -> float | None:
     return float(statistics.mean(row["predicted_step_s"]) / row["step_s"] - 1)
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
-    """The whole file at once: an interrupted write leaves the old one."""
+def results_here() -> Path:
+    """The results of this kind of processor: with AMX code of ours multiplies, elsewhere oneDNN."""
+    return RESULTS / ("cpu-amx.json" if "amx_bf16" in machine(ask_torch=False).cpu_features else "cpu.json")
+
+
+def write(rows: Sequence[Row], path: Path, said: str | None = None) -> None:
+    """The whole file at once: an interrupted write leaves the old one. `said` is a word on rows of earlier sources."""
     facts = machine(ask_torch=False)
-    said = {"cpu": facts.cpu, "cores": facts.usable_cores, "memory_bytes": facts.memory_bytes}
+    here = {"cpu": facts.cpu, "cores": facts.usable_cores, "memory_bytes": facts.memory_bytes}
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
-    found = {"points": len(rows), **summary(rows), "machine": said, "versions": versions, "rows": list(rows)}
+    found = {"points": len(rows), **summary(rows), "machine": here, "versions": versions}
+    found |= ({"said": said} if said else {}) | {"rows": list(rows)}
     beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, path)
 
@@ -178,6 +184,7 @@ def prepared(point: Point, cache: Path) -> tuple[Path, Path, Path]:
 def grid(points: Sequence[Point], path: Path, *, again: bool, keep: bool, cache: Path = CACHE) -> None:
     """Measure what has not been measured; write after every point."""
     found = read(path)
+    said = json.loads(path.read_text()).get("said") if path.exists() else None
     code = sources()
     rows: list[Row] = []
     for point in points:
@@ -211,7 +218,8 @@ def grid(points: Sequence[Point], path: Path, *, again: bool, keep: bool, cache:
         )
         found[point.name] = row
         rows.append(row)
-        write(list(found.values()), path)
+        earlier = any(old.get("sources") != code for old in found.values())
+        write(list(found.values()), path, said if earlier else None)
     print({name: f"{value:.1%}" for name, value in summary(rows).items()})
 
 
@@ -221,10 +229,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="points whose name holds this text")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured")
     parser.add_argument("--keep", action="store_true", help="keep rows that other sources measured")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=None, help="file to write")
     options = parser.parse_args(argv)
     points = [point for point in (COARSE if options.coarse else GRID) if options.only in point.name]
-    grid(points, options.results, again=options.again, keep=options.keep)
+    grid(points, options.results or results_here(), again=options.again, keep=options.keep)
 
 
 if __name__ == "__main__":

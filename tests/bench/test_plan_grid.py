@@ -71,7 +71,8 @@ def test_the_page_and_the_plot_hold_every_row(tmp_path):
     for row in rows:
         row["time_error"] = run.time_error(row)
     results = {"rows": rows, "machine": {"cpu": "a CPU", "cores": 2}, "versions": {"torch": "2"}, **run.summary(rows)}
-    text = page(results)
+    text = page({"cpu": results, "cpu-amx": results | {"said": "Earlier rows."}})
+    assert text.index("## A processor without AMX") < text.index("## A processor with AMX\n\nEarlier rows.")
     assert "2 points, median error 10.0%, worst 20.0%" in text
     assert "| 135m lora 512x1 | 1.0 GiB | 1.0 GiB | +0.0% | 1.00 to 1.40 | 1.00 |" in text
     assert "| 135m full 512x2 | 4.0 GiB | 5.0 GiB | -20.0% | 2.00 to 3.00 |  |" in text

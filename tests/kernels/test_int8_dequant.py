@@ -35,7 +35,7 @@ def test_compiled_code_gives_the_bits_of_the_definition(isa, rows, columns, dtyp
     assert torch.equal(wide[:, :columns], wanted)
     assert bool((wide[:, columns:] == 7).all())
     in_float64 = codes.double() * absmax.double()[:, None] / 127
-    torch.testing.assert_close(wanted.double(), in_float64, rtol=2**-8, atol=0)
+    torch.testing.assert_close(wanted.double(), in_float64, rtol=2**-8 if dtype == torch.bfloat16 else 2**-22, atol=0)
 
 
 def test_what_the_compiled_code_does_not_take_is_left_to_the_definition():

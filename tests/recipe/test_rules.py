@@ -249,9 +249,10 @@ def test_rules_that_ask_for_facts_are_said_once_they_are_known():
 @pytest.mark.parametrize(
     ("settings", "longer"),
     [
-        ({}, "more train.epochs or a lower train.batch_size makes it longer; LoRA bears half again the rate in so"),
-        ({"train.max_steps": 9}, "a higher train.max_steps makes it longer; LoRA bears"),
-        ({"adapter.method": "full"}, "train.batch_size makes it longer (LoRA Without Regret"),
+        ({}, "more epochs or a lower train.batch_size give it more; so short a LoRA run may take half again the rate"),
+        ({"train.batch_tokens": 4096}, "more epochs or a lower train.batch_tokens give it more; so short"),
+        ({"train.max_steps": 9}, "a higher train.max_steps gives it more; so short a LoRA run"),
+        ({"adapter.method": "full"}, "train.batch_size give it more (LoRA Without Regret"),
     ],
 )
 def test_a_short_run_is_told_what_makes_it_longer(settings, longer):

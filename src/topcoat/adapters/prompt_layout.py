@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.documents import Documents, documents
-
-ROUND = 64
-"""Packed rows are filled up to a multiple of this, as `data/batches.py` does: few distinct shapes, few kernels."""
+from topcoat.kernels.row_counts import ROUND
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from topcoat.data.mask import IGNORE_INDEX
 from topcoat.data.order import Indices, Order, shuffled
 from topcoat.data.pack import best_fit, group_similar
 from topcoat.data.render import Example
-from topcoat.kernels.loss_chunks import ROUND  # see there why packed rows are filled up
+from topcoat.kernels.row_counts import ROUND  # packed rows are filled up to a multiple
 
 PADDING = 0  # any row of the embedding: a padded position is masked and never a target
 ENOUGH_STEPS = 2000  # looked through for the worst batch

@@ -86,7 +86,7 @@ def read_jsonl(stream: io.BufferedReader, notes: list[str]) -> Iterator[Item]:
         number += 1
         if len(data) > MOST_ROW_BYTES:
             raise too_long(number)
-        if data in (b"\n", b"\r\n"):  # a million of these are soon read
+        if data in (b"\n", b"\r\n"):  # most blank lines, without an attempt to read JSON
             blanks.check(number)
             continue
         value: Any = quick_object(data)

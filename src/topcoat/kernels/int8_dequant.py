@@ -12,7 +12,7 @@ from torch import Tensor
 
 from topcoat.kernels.dispatch import native_for
 
-PIECE = 1 << 17  # weights rebuilt at a time, so that float32 temporaries stay in cache
+PIECE = 1 << 17  # weights coded or rebuilt at a time, so that float32 temporaries stay in cache
 
 
 def dequantize_int8_reference(codes: Tensor, absmax: Tensor, out: Tensor) -> Tensor:
@@ -36,7 +36,11 @@ def dequantize_int8_native(codes: Tensor, absmax: Tensor, out: Tensor) -> bool:
     library = native_for(out)
     if library is None or out.dim() != 2 or codes.shape != out.shape or absmax.shape != out.shape[:1]:
         return False
-    if codes.dtype != torch.int8 or absmax.dtype != torch.float32 or not (codes.is_cpu and codes.is_contiguous()):
+    if (
+        codes.dtype != torch.int8
+        or absmax.dtype != torch.float32
+        or not (codes.is_cpu and absmax.is_cpu and codes.is_contiguous())
+    ):
         return False
     scale = (absmax / 127).contiguous()
     size = torch.get_num_threads(), out.dtype == torch.bfloat16, *out.shape

@@ -20,8 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from topcoat.kernels.cross_entropy_rows import cross_entropy_rows_
 from topcoat.kernels.dispatch import wide_dtype
-from topcoat.kernels.loss_chunks import ROUND, loss_rows
+from topcoat.kernels.loss_chunks import loss_rows
 from topcoat.kernels.product import product
+from topcoat.kernels.row_counts import ROUND
 from topcoat.kernels.scratch import scratch
 
 

@@ -42,7 +42,7 @@ class Parts:
     optimizer: float
 
 
-BLOCKS = {
+TILES = {
     "linears": 1.2,
     "attention": 1.75,
     "adapters": 5.7,
@@ -53,20 +53,33 @@ BLOCKS = {
     "calls": 1.4,
     "optimizer": 0.0,
 }
-"""The hand-written blocks in 16 bits."""
-BLOCKS_FP32 = dict.fromkeys(BLOCKS, 0.0) | {"linears": 2.07, "attention": 2.07, "adapters": 2.0, "optimizer": 1.0}
-LAYERS = BLOCKS | {"adapters": 40.0, "elementwise": 5.9, "calls": 2.2, "weights": 0.0, "optimizer": 6.5}
+"""The hand-written blocks in 16 bits, multiplying in code of ours on a processor with AMX."""
+TILES_FP32 = dict.fromkeys(TILES, 0.0) | {"linears": 2.07, "attention": 2.07, "adapters": 2.0, "optimizer": 1.0}
+TILES_LAYERS = TILES | {"adapters": 40.0, "elementwise": 5.9, "calls": 2.2, "weights": 0.0, "optimizer": 6.5}
 """Transformers' layers in 16 bits, under autocast."""
-LAYERS_FP32 = LAYERS | {"elementwise": 4.2}
+TILES_LAYERS_FP32 = TILES_LAYERS | {"elementwise": 4.2}
+PLAIN = TILES
+PLAIN_FP32 = TILES_FP32
+PLAIN_LAYERS = TILES_LAYERS
+PLAIN_LAYERS_FP32 = TILES_LAYERS_FP32
 PAGED = 1.6
 """An optimizer whose moments lie in a file, against one in memory."""
-PATHS = {(True, True): BLOCKS, (True, False): BLOCKS_FP32, (False, True): LAYERS, (False, False): LAYERS_FP32}
-"""(hand-written blocks, 16 bits) -> the factors."""
+PATHS = {
+    (True, True, True): TILES,
+    (True, True, False): TILES_FP32,
+    (True, False, True): TILES_LAYERS,
+    (True, False, False): TILES_LAYERS_FP32,
+    (False, True, True): PLAIN,
+    (False, True, False): PLAIN_FP32,
+    (False, False, True): PLAIN_LAYERS,
+    (False, False, False): PLAIN_LAYERS_FP32,
+}
+"""(AMX, hand-written blocks, 16 bits) -> the factors."""
 
 
-def cpu_seconds(parts: Parts, element_bytes: int, *, blocks: bool) -> tuple[float, float]:
+def cpu_seconds(parts: Parts, element_bytes: int, *, blocks: bool, tiles: bool) -> tuple[float, float]:
     """A span around the estimate."""
-    factors: Mapping[str, float] = PATHS[blocks, element_bytes == 2]
+    factors: Mapping[str, float] = PATHS[tiles, blocks, element_bytes == 2]
     seconds = sum(factors[name] * floor for name, floor in asdict(parts).items())
     return seconds * (1 - SPREAD), seconds * (1 + SPREAD)
 

@@ -19,7 +19,7 @@ from topcoat.files import CHUNK_BYTES
 from topcoat.kernels.recompute import Policy, summary
 from topcoat.planning.bill import Bill
 from topcoat.planning.counts import Counts, counts_of
-from topcoat.planning.process import LIKE, PROCESS_BYTES, library_bytes, product_bytes
+from topcoat.planning.process import PROCESS_BYTES, library_bytes, product_bytes
 from topcoat.planning.request import Request
 from topcoat.planning.sizes import CONTEXT_BYTES, ROUNDING, Setup, activation_room, bill_of, fitting_policies
 from topcoat.planning.speed import Speed, speed_of
@@ -103,7 +103,8 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
     on_gpu = request.device.kind == "cuda"
     setup = Setup(
         tokens=request.tokens,
-        rows=request.labelled_tokens,
+        rows=request.last_rows,
+        targets=request.labelled_tokens,
         element_bytes=request.element_bytes,
         optimizer=request.train.optimizer,
         runtime_bytes=CONTEXT_BYTES if on_gpu else PROCESS_BYTES,
@@ -130,10 +131,10 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
 
 
 def _products(request: Request, counts: Counts) -> int:
-    ours = request.device.tiles and counts.blocks is not None
-    if request.device.kind == "cuda" or request.element_bytes == 4 or ours:
+    if request.device.kind == "cuda":
         return 0
-    return product_bytes(request.tokens, varied=request.longest > LIKE * request.row_tokens)
+    ours = request.device.tiles and counts.blocks is not None
+    return product_bytes(request.tokens, request.longest, request.row_tokens, request.compute_dtype, ours=ours)
 
 
 def _policies(request: Request, counts: Counts, setup: Setup) -> tuple[Policy, ...]:
@@ -150,9 +151,9 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
     """Bytes at the peak of each phase."""
     a, e = request.architecture, request.element_bytes
     by_name = {line.name: line.bytes for line in bill.lines}
-    outside = ("runtime", "tokenizer and kernels", "compiled products", "matrix workspace", "difference measured")
+    outside = ("runtime", "tokenizer and kernels", "matrix workspace", "difference measured")
     process = sum(by_name.get(name, 0) for name in outside)
-    transient = 3 * request.labelled_tokens * a.hidden * e  # of the loss: its chunk of logits is a buffer that stays
+    transient = 3 * request.last_rows * a.hidden * e  # of the loss: its chunk of logits is a buffer that stays
     if counts.blocks is None:  # autograd frees what it kept; the hand-written blocks keep their buffers
         transient += by_name.get("saved activations", 0) + by_name.get("backward working set", 0)
     if counts.full:  # autocast's copies live as long as one forward and its backward

@@ -2,7 +2,8 @@
 
     before the model   Python, torch, transformers and what the run imports
     tokenizer          B bytes for each entry of its vocabulary: the tables of merges and pieces
-    libraries          code pages that computing touches, and the products that oneDNN compiles and their scratch
+    libraries          code pages that computing touches, and what oneDNN takes at once for the first products
+    compiled products  what it keeps of every product in 16 bits whose number of rows is new, where none are our own
     temporaries        what the operations of a layer hold beside its buffers
 
 Each is the difference of two readings of /proc/self/status in a run of SmolLM2-135M, or of the shape of Qwen2.5-0.5B
@@ -12,8 +13,8 @@ a run gives it back before its first step (`training/memory.py`). `bench/plan` m
 
 from __future__ import annotations
 
-from topcoat.kernels.loss_chunks import ROUND
 from topcoat.kernels.recompute import BlockSizes
+from topcoat.kernels.row_counts import ROUND
 
 PROCESS_BYTES = 465 * 10**6
 """Before any model is loaded; 155 MB of it are pages of the libraries' files."""
@@ -23,20 +24,17 @@ LIBRARY_BYTES = 75 * 10**6
 """25 MB of code pages between the first import and the end of a step, 50 MB of compiled products and their scratch."""
 
 PRODUCT_BYTES = 370_000
-"""What oneDNN keeps, for good, of a product in 16 bits that it builds for one number of rows: 124 MB over the 338 that
-four steps of chat rows built."""
+"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 124 MB over the 338 that four steps of
+chat rows built."""
 PRODUCTS = 42
-"""Different products of a step whose rows are as many as the tokens, the labelled ones or those of a piece of the loss:
-22, 16 and 4 with stacked weights and LoRA."""
-VARIED = 8
-"""Numbers of rows that packed examples of many lengths bring up, in the numbers of one length."""
-
-LIKE = 1.1
-"""Examples are of one length where the longest is less than this of their mean."""
+"""Products of a step with stacked weights and LoRA, by what their rows are: 22 tokens, 16 positions of the last block, 4
+rows of logits."""
+MOST_COUNTS = 8
+"""Packed examples of many lengths bring up many numbers of rows; the first 10 steps of chat rows about so many."""
+SAME_LENGTH = 1.1
+"""Examples count as of one length while the longest is at most this times their mean."""
 
 THREADS = 2
-TILE = 256
-"""Queries at once in `kernels/attention_tiled.py`, which needs torch; a test holds the two equal."""
 
 
 def library_bytes(vocab: int) -> int:
@@ -44,10 +42,16 @@ def library_bytes(vocab: int) -> int:
     return TOKEN_BYTES * vocab + LIBRARY_BYTES
 
 
-def product_bytes(tokens: int, *, varied: bool) -> int:
-    """What the products that oneDNN builds take, in micro batches of up to `tokens`; `varied` where examples differ in
-    length. On processors with AMX the hand-written blocks multiply in code of ours, which builds nothing."""
-    return PRODUCT_BYTES * PRODUCTS * (min(VARIED, max(1, tokens // ROUND)) if varied else 1)
+def product_bytes(tokens: int, longest: float, mean: float, compute_dtype: str, *, ours: bool) -> int:
+    """What oneDNN keeps of the products that it builds, in micro batches of up to `tokens` positions.
+
+    `longest` and `mean` are lengths of examples. `ours` says that hand-written blocks compute on a processor with AMX:
+    in bf16 they multiply in code of ours, which builds nothing. In fp32 oneDNN has no part in it.
+    """
+    if compute_dtype == "fp32" or (ours and compute_dtype == "bf16"):
+        return 0
+    counts = min(MOST_COUNTS, max(1, tokens // ROUND)) if longest > SAME_LENGTH * mean else 1
+    return PRODUCT_BYTES * PRODUCTS * counts
 
 
 def temporary_bytes(size: BlockSizes, tokens: int, element_bytes: int) -> int:
@@ -55,10 +59,9 @@ def temporary_bytes(size: BlockSizes, tokens: int, element_bytes: int) -> int:
 
     In 16 bits that is the scratch of attention's backward: tiles and sums of one head for each of two threads, and sums
     of all key heads where threads share a document (native/attention_backward.c). In other dtypes torch gathers q, k,
-    v and the answers in tensors of their own, beside them their gradients, and the scores of a tile of queries stand
-    twice: as shares, and as gradients (kernels/attention_tiled.py).
+    v, the answers and their gradient in tensors of their own, and forms the gradients of q, k and v in such. The scores
+    of a tile lie in the buffer that the logits need more of (`kernels/scratch.py`).
     """
     if element_bytes != 4:
         return tokens * (THREADS * 14 * size.query // size.heads + 8 * size.key_value)
-    gathered = tokens * (5 * size.query + 4 * size.key_value)
-    return element_bytes * (gathered + 2 * size.heads * TILE * tokens)
+    return element_bytes * tokens * (5 * size.query + 4 * size.key_value)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from topcoat.adapters.settings import AdapterConfig, FullConfig
-from topcoat.kernels.loss_chunks import last_rows
+from topcoat.kernels.row_counts import last_rows
 from topcoat.planning.architecture import Architecture
 from topcoat.planning.devices import Device
 from topcoat.planning.micro_batch import micro_batch_tokens
@@ -74,8 +74,13 @@ class Request:
 
     @property
     def labelled_tokens(self) -> int:
-        """N: positions of the largest micro batch that the last block computes."""
-        return last_rows(math.ceil((self.labelled or 1.0) * self.tokens), self.tokens)
+        """Positions of the largest micro batch that are trained."""
+        return math.ceil((self.labelled or 1.0) * self.tokens)
+
+    @property
+    def last_rows(self) -> int:
+        """N: those that the last block computes."""
+        return last_rows(self.labelled_tokens, self.tokens)
 
     @property
     def longest(self) -> int:
@@ -99,14 +104,11 @@ class Request:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps of the run; None where neither the rows nor max_steps are known."""
-        known = None
-        if self.rows is not None:
-            per_epoch = max(1.0, self.rows * self.row_tokens / self.step_tokens)
-            known = max(1, round(self.train.epochs * per_epoch))
-        if self.train.max_steps is not None:
-            return self.train.max_steps if known is None else min(known, self.train.max_steps)
-        return known
+        """Optimizer steps of the run: max_steps, else as many as the epochs have; None where the rows are not known."""
+        if self.train.max_steps is not None or self.rows is None:
+            return self.train.max_steps
+        per_epoch = max(1.0, self.rows * self.row_tokens / self.step_tokens)
+        return max(1, round(self.train.epochs * per_epoch))
 
     def with_train(self, **changes: Any) -> Request:
         """The same with other settings of the loop."""

@@ -11,9 +11,9 @@
     backward working set                     what all layers share, and the gradients of one micro batch, 4 P
     loss                                     5 N D e for the hidden rows before and after the last norm and what comes
                                              back through both, and a chunk of logits
-    dequantization buffer                    the largest stacked weight, e bytes a number; the logits use it too
+    dequantization buffer                    the largest stacked weight, e bytes a number; logits and attention use it too
 
-T tokens of a micro batch, N rows of them with a label, e bytes of the compute dtype, P trained numbers. On the path of
+T tokens of a micro batch, N of them that the last block computes, e bytes of the compute dtype, P trained numbers. On the path of
 transformers' layers the saved activations are an estimate: e * (the linears' outputs + inputs of o_proj and down_proj +
 the gated product) + 2 norms * 4 D a token and block. Engine study, section 3.2.
 """
@@ -44,7 +44,9 @@ class Setup:
     tokens: int
     """T, the positions of the largest micro batch."""
     rows: int
-    """N, how many of them the last block and the loss compute."""
+    """N, how many of them the last block computes."""
+    targets: int | None = None
+    """Those of them that the loss computes; all of N where that is not known."""
     element_bytes: int
     """e, of the compute dtype."""
     policies: tuple[Policy, ...] = ()
@@ -56,7 +58,7 @@ class Setup:
     working_bytes: int | None = None
     """What the tokenizer and the libraries take in the process; None counts it, 0 on a device that it is not on."""
     product_bytes: int = 0
-    """What the products take that oneDNN builds, on a CPU without tiles."""
+    """What the products take that oneDNN builds on a CPU (`planning/process.py`)."""
     residual_bytes: int = 0
     """What probes on this device found a plan to miss."""
     residual_note: str = ""
@@ -134,7 +136,7 @@ def activation_lines(counts: Counts, setup: Setup) -> tuple[Line, Line]:
 def _loss(counts: Counts, setup: Setup, scratch: int) -> Line:
     e = setup.element_bytes
     most = chunk_rows_of(counts.vocab, e)
-    rows = min(most, loss_rows(setup.rows, counts.vocab, e))
+    rows = min(most, loss_rows(setup.rows if setup.targets is None else setup.targets, counts.vocab, e))
     chunk = rows * counts.vocab * e
     hidden = 5 * setup.rows * counts.hidden * e
     return Line("loss", max(0, chunk - scratch) + hidden, f"{rows} rows of {counts.vocab:,} logits at a time")

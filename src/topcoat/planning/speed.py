@@ -95,7 +95,8 @@ def speed_of(request: Request, counts: Counts, policies: tuple[Policy, ...], rec
         seconds, tokens = request.micro_step
         bounds = (total / tokens * seconds + optimizer / device.bandwidth,) * 2
     elif device.kind == "cpu":
-        bounds = cpu_seconds(parts_of(request, counts, policies, recomputed), e, blocks=counts.blocks is not None)
+        parts = parts_of(request, counts, policies, recomputed)
+        bounds = cpu_seconds(parts, e, blocks=counts.blocks is not None, tiles=device.tiles)
     else:
         arithmetic, memory = flops_step / device.flops(e), moved_step / device.bandwidth
         calls = micros * a.layers * CALLS[counts.blocks is not None] * device.call_seconds

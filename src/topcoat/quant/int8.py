@@ -12,12 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topcoat.kernels.int8_dequant import dequantize_int8
+from topcoat.kernels.int8_dequant import PIECE, dequantize_int8
 from topcoat.quant.base import QuantFormat, QuantizedWeight, check_weight, require_finite, target
 from topcoat.quant.settings import Int8Config
 from topcoat.quant.sizes import weight_bytes
-
-PIECE = 1 << 17  # weights coded at a time, so that float32 temporaries stay in cache
 
 
 class Int8(QuantFormat):

@@ -63,11 +63,10 @@ def short_run(recipe: Recipe, facts: Facts) -> str | None:
     if facts.steps is None or facts.steps >= 100:
         return None
     train = recipe.train
-    longer = (
-        "a higher train.max_steps" if train.max_steps is not None else "more train.epochs or a lower train.batch_size"
-    )
-    higher = "; LoRA bears half again the rate in so short a run" if isinstance(recipe.adapter, LoraConfig) else ""
-    return f"the run has {facts.steps} optimizer steps, fewer than 100: {longer} makes it longer{higher}"
+    batch = "train.batch_size" if train.batch_tokens is None else "train.batch_tokens"
+    more = "a higher train.max_steps gives" if train.max_steps is not None else f"more epochs or a lower {batch} give"
+    higher = "; so short a LoRA run may take half again the rate" if isinstance(recipe.adapter, LoraConfig) else ""
+    return f"the run has {facts.steps} optimizer steps, fewer than 100: {more} it more{higher}"
 
 
 def warm_up(recipe: Recipe, facts: Facts) -> str | None:

@@ -259,4 +259,5 @@ def _cpu(facts: Machine) -> Device:
         bf16="bf16" in " ".join(facts.cpu_features),
         workspace_bytes=0,
         kind="cpu",
+        tiles="amx_bf16" in facts.cpu_features,
     )

@@ -31,11 +31,13 @@ class Sampling:
     """How an answer is drawn, and how long it may be."""
 
     max_new_tokens: int = 512
+    """Longest answer."""
     temperature: float = 0.0
     """0 takes the likeliest token."""
     top_p: float = 1.0
     """The share of probability that is drawn from."""
     seed: int = 0
+    """Of the draws; every message of a conversation has its own."""
 
 
 GREEDY = Sampling()

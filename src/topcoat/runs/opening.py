@@ -29,8 +29,9 @@ from topcoat.planning.machine import available_memory_bytes
 from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.model_files import shapes_here
 from topcoat.planning.possible import require_possible
-from topcoat.planning.process import LIKE, product_bytes
+from topcoat.planning.process import product_bytes
 from topcoat.planning.sizes import ROUNDING, Setup, activation_room, bill_of
+from topcoat.quant.dense import NAMES
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 from topcoat.recipe.load import load_recipe
@@ -216,13 +217,15 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     counts = loaded_counts(base.model, adapters.parameters())
     if base.head is not None:
         counts = replace(counts, vocab=len(base.head.names))
+    computed = tokens + steps.virtual_tokens * len(spans(worst))
     setup = Setup(
-        tokens=tokens + steps.virtual_tokens * len(spans(worst)),
+        tokens=computed,
         rows=rows,
+        targets=len(positions),
         element_bytes=base.compute_dtype.itemsize,
         optimizer=settings.optimizer,
         runtime_bytes=runtime_bytes,
-        product_bytes=_products(base, data, tokens, by_hand=True),
+        product_bytes=_products(base, data, computed, by_hand=True),
     )
     if base.device.type == "cuda":  # what is free there leaves the process and its context out already
         setup = replace(setup, runtime_bytes=0, working_bytes=0, rounding=ROUNDING)
@@ -230,7 +233,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     room = None if free is None else activation_room(counts, setup, free)
     engine = choose_engine(base, adapters, settings.recompute, data.train[0].input_ids, tokens, room, rows)
     counts = replace(counts, blocks=fused_blocks(engine.fused) if engine.fused else None)
-    built = _products(base, data, tokens, by_hand=engine.fused is not None)
+    built = _products(base, data, computed, by_hand=engine.fused is not None)
     setup = replace(setup, policies=engine.policies, recomputed=engine.checkpointing, product_bytes=built)
     return RunPlan(
         steps=steps,
@@ -244,12 +247,11 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
 
 
 def _products(base: Base, data: Dataset, tokens: int, *, by_hand: bool) -> int:
-    """What products that oneDNN builds take in micro batches of `tokens`, with or without the hand-written blocks."""
-    ours = by_hand and amx_library() is not None
-    if base.device.type != "cpu" or base.compute_dtype.itemsize != 2 or ours:
+    if base.device.type != "cpu":
         return 0
-    lengths = data.train.lengths
-    return product_bytes(tokens, varied=float(lengths.max()) > LIKE * float(lengths.mean()))
+    lengths, ours = data.train.lengths, by_hand and amx_library() is not None
+    dtype = NAMES[base.compute_dtype]
+    return product_bytes(tokens, float(lengths.max()), float(lengths.mean()), dtype, ours=ours)
 
 
 def scale_of(adapters: Adapters) -> str | None:

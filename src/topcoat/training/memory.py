@@ -22,7 +22,7 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most bytes in use since the process began (on a GPU: since the last reset of torch's statistics)."""
+    """The most bytes in use since the process began, or its high-water mark was last set back (on a GPU: torch's)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from topcoat.data.batches import Batch
-from topcoat.kernels.loss_chunks import last_rows
+from topcoat.kernels.row_counts import last_rows
 from topcoat.model.attention import attention_inputs
 from topcoat.model.fuse import FusedModel
 
