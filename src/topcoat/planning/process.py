@@ -24,11 +24,11 @@ LIBRARY_BYTES = 75 * 10**6
 """25 MB of code pages between the first import and the end of a step, 50 MB of compiled products and their scratch."""
 
 PRODUCT_BYTES = 370_000
-"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 124 MB over the 338 that four steps of
-chat rows built."""
+"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 124 MB of the 338 that four steps
+of chat rows built."""
 PRODUCTS = 42
-"""Products of a step with stacked weights and LoRA, by what their rows are: 22 tokens, 16 positions of the last block, 4
-rows of logits."""
+"""Products of a step with stacked weights and LoRA, by what their rows are: 22 tokens, 16 positions of the last block,
+4 rows of logits."""
 MOST_COUNTS = 8
 """Packed examples of many lengths bring up many numbers of rows; the first 10 steps of chat rows about so many."""
 SAME_LENGTH = 1.1

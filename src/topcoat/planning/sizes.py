@@ -11,11 +11,11 @@
     backward working set                     what all layers share, and the gradients of one micro batch, 4 P
     loss                                     5 N D e for the hidden rows before and after the last norm and what comes
                                              back through both, and a chunk of logits
-    dequantization buffer                    the largest stacked weight, e bytes a number; logits and attention use it too
+    dequantization buffer                    the largest stacked weight, e bytes a number; logits use it too
 
-T tokens of a micro batch, N of them that the last block computes, e bytes of the compute dtype, P trained numbers. On the path of
-transformers' layers the saved activations are an estimate: e * (the linears' outputs + inputs of o_proj and down_proj +
-the gated product) + 2 norms * 4 D a token and block. Engine study, section 3.2.
+T tokens of a micro batch, N of them that the last block computes, e bytes of the compute dtype, P trained numbers. On
+the path of transformers' layers the saved activations are an estimate: e * (the linears' outputs + inputs of o_proj and
+down_proj + the gated product) + 2 norms * 4 D a token and block. Engine study, section 3.2.
 """
 
 from __future__ import annotations
