@@ -3,11 +3,12 @@
     t = sum of c * floor over the parts of `Parts`, with the c of the path that computes
 
 The floors are those of the roofline: operations over what a product reaches, bytes over what a copy reaches. The c were
-fitted to the steps of bench/plan on two cores with AMX, by least squares of relative errors, most of them to 42 points
-of the hand-written blocks in bf16 (SmolLM2-135M to shapes of 1.7B, 128 to 8,192 tokens, every policy and format), few
-to the 2 in float32 and the 6 of transformers' layers. Wide blocks come near their floor, thin ones do not: a processor
-throttles under long products, weights are laid out for tiles once a pass, and vectors wait for memory.
-docs/plan-accuracy.md has every point; `bench/plan/fit.py` fits the first of these anew.
+fitted to the steps of bench/plan, by least squares of relative errors: those called TILES on two Xeon cores with AMX,
+those called PLAIN on two EPYC cores with AVX-512, most of them to 42 points of the hand-written blocks in bf16
+(SmolLM2-135M to shapes of 1.7B, 128 to 8,192 tokens, every policy and format), few to the 2 in float32 and the 7 of
+transformers' layers. With AMX wide blocks come near their floor and thin ones do not: a processor throttles under long
+products, weights are laid out for tiles once a pass, and vectors wait for memory. Without, products are all that
+counts. docs/plan-accuracy.md has every point; `bench/plan/fit.py` fits the first of each kind anew.
 """
 
 from __future__ import annotations
@@ -58,10 +59,21 @@ TILES_FP32 = dict.fromkeys(TILES, 0.0) | {"linears": 2.07, "attention": 2.07, "a
 TILES_LAYERS = TILES | {"adapters": 40.0, "elementwise": 5.9, "calls": 2.2, "weights": 0.0, "optimizer": 6.5}
 """Transformers' layers in 16 bits, under autocast."""
 TILES_LAYERS_FP32 = TILES_LAYERS | {"elementwise": 4.2}
-PLAIN = TILES
-PLAIN_FP32 = TILES_FP32
-PLAIN_LAYERS = TILES_LAYERS
-PLAIN_LAYERS_FP32 = TILES_LAYERS_FP32
+PLAIN = {
+    "linears": 1.0,
+    "attention": 1.8,
+    "adapters": 2.5,
+    "elementwise": 3.7,
+    "weights": 0.0,
+    "unpacking4": 0.25,
+    "unpacking8": 0.0,
+    "calls": 1.2,
+    "optimizer": 6.2,
+}
+"""The hand-written blocks in 16 bits, multiplying through oneDNN: weights are laid out inside its products."""
+PLAIN_FP32 = PLAIN | {"linears": 1.15, "attention": 1.15}
+PLAIN_LAYERS = PLAIN | {"adapters": 8.4, "elementwise": 1.8, "calls": 1.1}
+PLAIN_LAYERS_FP32 = PLAIN_LAYERS | {"linears": 1.22}
 PAGED = 1.6
 """An optimizer whose moments lie in a file, against one in memory."""
 PATHS = {

@@ -168,7 +168,7 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
         "load": (4 * counts.trained_numbers if counts.full else frozen + e * dense) + 2 * raw + process,
         "train": bill.peak_bytes,
         "evaluate": stays + _answering(request) if request.answered else stays,
-        "save": stays + _saving(request, counts),
+        "save": stays + _saving(request, counts, by_name.get("saved activations", 0)),
     }
     if not isinstance(request.adapter, FullConfig | PromptConfig):
         linears = a.linear_numbers
@@ -177,11 +177,12 @@ def _phases(request: Request, counts: Counts, bill: Bill) -> dict[str, int]:
     return phases
 
 
-def _saving(request: Request, counts: Counts) -> int:
+def _saving(request: Request, counts: Counts, activations: int) -> int:
     """What is written, beside all that stays; an adapter is written from host memory.
 
     Its file of F numbers is there twice in float32 while it is made, in place of the gradients of P that stayed; the
-    tensors of some methods' files are made first, where the adapter is.
+    tensors of some methods' files are made first, where the adapter is. A whole model is loaded again in float32, in
+    place of its gradients, and proved; the C library still holds about half of what autograd kept in pieces.
     """
     a = request.architecture
     if not counts.full:
@@ -190,8 +191,8 @@ def _saving(request: Request, counts: Counts) -> int:
         return made + (written if request.device.kind == "cpu" else 0)
     positions = min(PROVED_TOKENS, request.longest)
     logits = 4 * a.vocab * positions  # float32: of all prompts twice, and three of one while they are compared
-    model = request.element_bytes * a.linear_numbers + 4 * (a.parameters - a.linear_numbers)
-    return model + (2 * PROVED_PROMPTS + 3) * logits
+    left = activations // 2 if request.device.kind == "cpu" else 0
+    return 4 * a.parameters - 4 * counts.trained_numbers + left + (2 * PROVED_PROMPTS + 3) * logits
 
 
 def _answering(request: Request) -> int:

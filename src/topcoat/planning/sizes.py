@@ -45,10 +45,10 @@ class Setup:
     """T, the positions of the largest micro batch."""
     rows: int
     """N, how many of them the last block computes."""
-    targets: int | None = None
-    """Those of them that the loss computes; all of N where that is not known."""
     element_bytes: int
     """e, of the compute dtype."""
+    targets: int | None = None
+    """Those of them that the loss computes; all of N where that is not known."""
     policies: tuple[Policy, ...] = ()
     """One a layer from the bottom up, where the hand-written blocks compute."""
     recomputed: bool = False
