@@ -31,6 +31,15 @@ def verb(monkeypatch):
     return install
 
 
+def test_code_in_another_folder_called_topcoat_is_not_ours(topcoat, monkeypatch):
+    names: dict = {}
+    exec(
+        compile("def command(json: bool = False) -> None:\n    raise ValueError", "/a/topcoat/plugin.py", "exec"), names
+    )
+    monkeypatch.setattr("topcoat.cli.doctor.command", names["command"])
+    assert "where: topcoat/cli/main.py line " in topcoat("doctor").err
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], []])
 def test_help_lists_every_verb(topcoat, arguments):
     done = topcoat(*arguments)

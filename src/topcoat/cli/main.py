@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from topcoat.cli.output import error_json, make_streams_safe, print_json, print_problems
@@ -168,11 +169,12 @@ def _unexpected(error: Exception, debug: bool) -> TopcoatError:
 
 def _last_own_line(error: Exception) -> str:
     """The last line of topcoat's own code that the error went through."""
+    package = Path(__file__).parents[1]  # a folder called topcoat may hold other people's code, as a clone does
     place, trace = "", error.__traceback__
     while trace is not None:
-        file = trace.tb_frame.f_code.co_filename.replace(os.sep, "/")
-        if "/topcoat/" in file:
-            place = f"topcoat/{file.rpartition('/topcoat/')[2]} line {trace.tb_lineno}"
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if file.is_relative_to(package):
+            place = f"topcoat/{file.relative_to(package).as_posix()} line {trace.tb_lineno}"
         trace = trace.tb_next
     return place
 
