@@ -99,8 +99,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 x, y = ([row[name] / 2**30 for row in chosen] for name in ("measured_bytes", "predicted_bytes"))
                 axes.scatter(x, y, marker=mark, s=22, color=POINTS, alpha=0.8, linewidth=0, label=method)
         ticks = [2**n for n in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]
+        axes.set(xscale="log", yscale="log")  # before the ticks, which it would set back
         for axis, name in ((axes.xaxis, "measured"), (axes.yaxis, "predicted")):
-            axis.axes.set(xscale="log", yscale="log")
             axis.set_ticks(ticks)
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
