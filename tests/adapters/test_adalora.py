@@ -268,6 +268,8 @@ def test_a_lora_of_several_ranks_and_scales_is_padded_to_one_of_each(load, logit
     plain = as_lora(adapters, pad=True)
     assert {len(layer.lora_A) for layer in plain.layers.values()} == {5}
     assert {layer.scale for layer in plain.layers.values()} == {1.0}
+    for path, layer in plain.layers.items():
+        assert_close(layer.merged_weight(), adapters.layers[path].merged_weight(), rtol=0, atol=1e-6)
     save_adapter(plain, tmp_path, "tiny")
     again = load().model
     load_adapter(again, tmp_path)

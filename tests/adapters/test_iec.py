@@ -148,6 +148,8 @@ def test_it_is_folded_for_readers_of_one_rank_and_no_scale(load, logits, train_a
     plain = as_lora(adapters, pad=True)
     assert {len(layer.lora_A) for layer in plain.layers.values()} == {4}
     assert {layer.scale for layer in plain.layers.values()} == {1.0}
+    for path, layer in plain.layers.items():
+        assert_close(layer.merged_weight(), adapters.layers[path].merged_weight(), rtol=0, atol=1e-6)
     save_adapter(plain, tmp_path, "tiny")
     again = load().model
     load_adapter(again, tmp_path)

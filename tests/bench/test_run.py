@@ -30,7 +30,7 @@ def measurement(cache, rows, workload=TINY):
     return Measurement(workload, pythons, cache, "cpu", 1, 1, 1.0, rows.append, say=lambda text: None)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # the longest of the bench: half a minute, in processes of their own
 def test_quick_measures_ours_beside_peft(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ceiling", lambda suite, threads: 100.0)
     output = tmp_path / "cpu.json"

@@ -4,11 +4,11 @@
 
 The floors are those of the roofline: operations over what a product reaches, bytes over what a copy reaches. The c were
 fitted to the steps of bench/plan, by least squares of relative errors: those called TILES on two Xeon cores with AMX,
-those called PLAIN on two EPYC cores with AVX-512, most of them to 42 points of the hand-written blocks in bf16
-(SmolLM2-135M to shapes of 1.7B, 128 to 8,192 tokens, every policy and format), few to the 2 in float32 and the 7 of
-transformers' layers. With AMX wide blocks come near their floor and thin ones do not: a processor throttles under long
-products, weights are laid out for tiles once a pass, and vectors wait for memory. Without, products are all that
-counts. docs/plan-accuracy.md has every point; `bench/plan/fit.py` fits the first of each kind anew.
+those called PLAIN on two EPYC cores with AVX-512. Those of the hand-written blocks in bf16 come from 42 points each
+(SmolLM2-135M to shapes of 1.7B, 128 to 8,192 tokens, every policy and format); those of float32 (2 points) and of
+transformers' layers (7) were set by hand. With AMX wide blocks come near their floor and thin ones do not: a processor
+throttles under long products, weights are laid out for tiles once a pass, and vectors wait for memory. Without it
+products take about their floor. docs/plan-accuracy.md has every point; `bench/plan/fit.py` fits the first anew.
 """
 
 from __future__ import annotations

@@ -131,6 +131,7 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
 
 
 def _products(request: Request, counts: Counts) -> int:
+    """As a run counts them (`runs/opening.py`)."""
     if request.device.kind == "cuda":
         return 0
     ours = request.device.tiles and counts.blocks is not None

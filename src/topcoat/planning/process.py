@@ -21,16 +21,16 @@ PROCESS_BYTES = 465 * 10**6
 TOKEN_BYTES = 1000
 """An entry of the vocabulary: 48 MB with 49,152 of them, 150 MB with 151,936."""
 LIBRARY_BYTES = 75 * 10**6
-"""25 MB of code pages between the first import and the end of a step, 50 MB of compiled products and their scratch."""
+"""25 MB of code pages between the first import and the end of a step, 50 MB of what oneDNN takes at once."""
 
 PRODUCT_BYTES = 370_000
-"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 124 MB of the 338 that four steps
-of chat rows built."""
+"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 124 MB for the 338 of some steps of
+chat rows."""
 PRODUCTS = 42
 """Products of a step with stacked weights and LoRA, by what their rows are: 22 tokens, 16 positions of the last block,
 4 rows of logits."""
 MOST_COUNTS = 8
-"""Packed examples of many lengths bring up many numbers of rows; the first 10 steps of chat rows about so many."""
+"""Packed examples of many lengths bring up many numbers of rows: five steps of chat rows 6 to 12 of each kind."""
 SAME_LENGTH = 1.1
 """Examples count as of one length while the longest is at most this times their mean."""
 

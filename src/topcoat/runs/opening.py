@@ -247,6 +247,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
 
 
 def _products(base: Base, data: Dataset, tokens: int, *, by_hand: bool) -> int:
+    """What oneDNN's products take, with or without the hand-written blocks."""
     if base.device.type != "cpu":
         return 0
     lengths, ours = data.train.lengths, by_hand and amx_library() is not None
