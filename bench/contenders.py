@@ -1,6 +1,7 @@
 """Who is measured: each contender is a worker module and the settings it runs with.
 
-    topcoat-POLICY    load_model, attach, the hand-written blocks with this recompute policy, the product's own loop
+    topcoat-POLICY    load_model, attach, the hand-written blocks with this recompute policy, the product's own loop;
+                      -graphs: its micro batches as CUDA graphs
     peft-...          a plain loop over transformers and PEFT, in bf16 or float32, with and without checkpointing
     trl-...           SFTTrainer, in bf16
     unsloth-...       Unsloth's patched model in SFTTrainer, on a GPU
@@ -40,9 +41,10 @@ class Contender:
         return found or ["all" if self.settings.get("checkpointing") else "none"] * layers
 
 
-def _ours(recompute: str, dtype: Literal["bf16", "fp32"] = "bf16") -> Contender:
-    name = f"topcoat-{recompute}" + ("-fp32" if dtype == "fp32" else "")
-    return Contender(name, "topcoat", "bench.ours", {"recompute": recompute, "dtype": dtype}, dtype)
+def _ours(recompute: str, dtype: Literal["bf16", "fp32"] = "bf16", *, graphs: bool = False) -> Contender:
+    name = f"topcoat-{recompute}" + ("-fp32" if dtype == "fp32" else "") + ("-graphs" if graphs else "")
+    settings = {"recompute": recompute, "dtype": dtype, "graphs": graphs}
+    return Contender(name, "topcoat", "bench.ours", settings, dtype)
 
 
 def _peft(name: str, *, autocast: bool = False, checkpointing: bool = False, layout: str = "packed") -> Contender:
@@ -68,6 +70,7 @@ CONTENDERS: dict[str, Contender] = {
     for contender in (
         *(_ours(policy) for policy in ("none", "mlp", "qkv", "block", "auto", "offload")),
         _ours("none", "fp32"),
+        _ours("none", graphs=True),
         _peft("peft-bf16", layout="padded"),
         _peft("peft-bf16-ckpt", layout="padded", checkpointing=True),
         _peft("peft-autocast", layout="padded", autocast=True),

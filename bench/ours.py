@@ -15,6 +15,7 @@ from topcoat.adapters.files import load_adapter
 from topcoat.data.batches import Batch, micro_batches
 from topcoat.data.render import Example
 from topcoat.data.rows import Row
+from topcoat.kernels.graph import CudaCapture
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.planning.loaded import loaded_counts
@@ -22,11 +23,13 @@ from topcoat.planning.sizes import Setup, bill_of
 from topcoat.quant.settings import Nf4Config
 from topcoat.runs.compute import make_loss
 from topcoat.runs.engine import Engine, choose_engine
+from topcoat.runs.graphs import make_replay
 from topcoat.runs.opening import free_memory
 from topcoat.training.loop import Training, train
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.memory import memory_bytes
 from topcoat.training.optimizers.choices import make_optimizer
+from topcoat.training.replay import PROOFS
 from topcoat.training.settings import TrainSettings
 
 ENDLESS = 1 << 30
@@ -120,6 +123,15 @@ def main() -> None:
             stop.stop = "the driver has what it wants"
         began = time.perf_counter()
 
+    optimizer = make_optimizer(adapters.parameters(), options, folder=Path(spec["scratch"]))
+    replay = None
+    if settings["graphs"]:
+        replay = make_replay(engine.fused, options, steps.budget, optimizer, CudaCapture(base.device), print)
+        for _ in range(1 + PROOFS):  # what a run does in its first steps
+            replay(steps.worst(), 1.0)
+        optimizer.zero_grad()
+        if replay.given_up:
+            raise SystemExit(f"launches would be measured: {replay.given_up}")
     if session.wait():
         began = time.perf_counter()
         train(
@@ -130,7 +142,7 @@ def main() -> None:
                 settings=options,
                 peak_learning_rate=spec["learning_rate"],
                 seed=0,
-                optimizer=make_optimizer(adapters.parameters(), options, folder=Path(spec["scratch"])),
+                optimizer=optimizer,
                 scale=LossScale.for_dtype(base.compute_dtype),
                 evaluate_every=ENDLESS,
                 validate=lambda step: None,
@@ -139,6 +151,7 @@ def main() -> None:
                 explain=lambda batch: "a benchmark's documents",
                 memory=lambda: memory_bytes(base.device),
                 stop=stop,
+                replay=replay,
             )
         )
     session.close()

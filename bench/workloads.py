@@ -108,7 +108,7 @@ TINY = Workload(
     extra=("peft-bf16", "peft-autocast", "peft-bf16-ckpt", "trl", "trl-packed", "topcoat-none", "topcoat-block"),
 )
 
-OURS_GPU = (*OURS, "topcoat-offload")
+OURS_GPU = (*OURS, "topcoat-offload", "topcoat-none-graphs")
 PEERS_GPU = ("peft-bf16", "peft-bf16-ckpt", "trl-packed", "trl-packed-ckpt", "unsloth-default", "unsloth-no-ckpt")
 QLORA_GPU = tuple(name.replace("peft-bf16", "peft-autocast") for name in PEERS_GPU)
 

@@ -3,6 +3,7 @@
 import torch
 
 from topcoat.kernels.arena import Arena
+from topcoat.kernels.moves import moves
 
 
 def test_a_name_is_one_buffer_in_every_shape_that_fits_it():
@@ -19,8 +20,11 @@ def test_a_name_is_one_buffer_in_every_shape_that_fits_it():
 def test_a_larger_request_grows_the_buffer_and_no_view_of_the_old_one_is_lent_again():
     arena = Arena(torch.device("cpu"))
     old = arena.take("x", (2, 2), torch.float32)
+    before = moves()
     arena.take("x", (100,), torch.float32)
+    assert moves() == before + 1  # a graph that has captured the old one can tell
     new = arena.take("x", (2, 2), torch.float32)
+    assert moves() == before + 1
     assert new.data_ptr() != old.data_ptr()
     assert arena.nbytes() == 400
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from topcoat.kernels import attention as kernel
 from topcoat.kernels import attention_tiled as tiled
 from topcoat.kernels.attention import Shape, attention_reference, document_attention
-from topcoat.kernels.documents import documents
+from topcoat.kernels.documents import StaticDocuments, documents
 
 WIDTH = 16
 PATHS = ["native", "tiled"]  # of which the first takes bf16 where there is a compiled library; else both are tiled
@@ -195,3 +195,10 @@ def test_inputs_need_not_be_contiguous():
         strict=True,
     ):
         assert torch.equal(a, b)
+
+
+def test_borders_that_the_host_does_not_know_are_refused_without_a_gpu():
+    q, k, v, _ = drawn([8], 2, 2, torch.float32)
+    layout = StaticDocuments(8, torch.tensor([0, 8], dtype=torch.int32), 8)
+    with pytest.raises(ValueError, match="borders on the device alone want FlashAttention: a GPU, half precision"):
+        document_attention(q, k, v, layout, Shape(0.25))

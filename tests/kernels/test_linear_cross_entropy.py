@@ -43,6 +43,18 @@ def test_loss_and_gradients_are_those_of_float64(rows, vocab, softcap):
 
 
 @pytest.mark.parametrize("softcap", [None, 4.0])
+@pytest.mark.parametrize("weights", [[1.0, 0.0, 0.5, 2.0, 0.0, 1.0, 1.0], [0.0] * 7, [1.0] * 7], ids=str)
+def test_each_row_counts_as_much_as_its_weight_says(weights, softcap):
+    hidden, weight, targets = drawn(7, 24, 90)
+    options = (1.5, 0.1, torch.tensor(weights))
+    truth = graded(linear_cross_entropy_reference, hidden.double(), weight.double(), targets, softcap, *options)
+    found = graded(linear_cross_entropy, hidden, weight, targets, softcap, 3, *options)
+    for f, t in zip(found, truth, strict=True):
+        torch.testing.assert_close(f.double(), t, rtol=1e-5, atol=1e-5)
+    assert not found[1][torch.tensor(weights) == 0].any()
+
+
+@pytest.mark.parametrize("softcap", [None, 4.0])
 def test_in_bf16_it_is_at_most_twice_as_far_off_as_the_definition_in_bf16(softcap):
     hidden, weight, targets = drawn(60, 32, 500, torch.bfloat16)
     truth = graded(linear_cross_entropy_reference, hidden.double(), weight.double(), targets, softcap)

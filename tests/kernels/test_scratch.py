@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from topcoat.kernels.moves import moves
 from topcoat.kernels.scratch import release_scratch, scratch, scratch_bytes
 
 
@@ -55,11 +56,14 @@ def test_more_shapes_than_are_remembered_are_lent_all_the_same():
 def test_it_grows_to_the_largest_and_stays():
     cpu = torch.device("cpu")
     release_scratch()
-    for size in (4, 100, 7):
+    before = moves()
+    for size, moved in ((4, 0), (100, 1), (7, 1)):
         with scratch((size,), torch.float32, cpu) as buffer:
             assert buffer.shape == (size,)
+        assert moves() - before == moved  # a graph that has captured the old one can tell
     assert scratch_bytes() == 400
     release_scratch()
+    assert moves() - before == 2
     assert scratch_bytes() == 0
 
 

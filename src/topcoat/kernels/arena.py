@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.huge_pages import Slabs
+from topcoat.kernels.moves import note_move
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Arena:
             return view
         size, buffer = math.prod(shape), self.buffers.get(key)
         if buffer is None or buffer.numel() < size:
+            if buffer is not None:
+                note_move()
             self.buffers.pop(key, None)  # the small one goes before the large one comes
             self.views.pop(key, None)
             buffer = view = None

@@ -23,7 +23,7 @@ from topcoat.kernels.attention_shape import Shape, hidden
 from topcoat.kernels.attention_tiled import tiled_backward, tiled_forward
 from topcoat.kernels.attention_varlen import varlen_backward, varlen_forward, varlen_takes
 from topcoat.kernels.dispatch import wide_dtype
-from topcoat.kernels.documents import Documents
+from topcoat.kernels.documents import Layout, StaticDocuments
 from topcoat.kernels.native.calls import settle
 
 
@@ -31,14 +31,16 @@ from topcoat.kernels.native.calls import settle
 class _Path:
     """One way to compute it: whether it takes these tensors, and the two halves."""
 
-    takes: Callable[[Tensor, Tensor, Tensor, Tensor, Documents, Shape], bool]  # q, k, v, out
-    forward: Callable[[Tensor, Tensor, Tensor, Documents, Shape, Tensor], tuple[Tensor, ...]]
+    takes: Callable[..., bool]  # of q, k, v, out, layout, shape
+    forward: Callable[..., tuple[Tensor, ...]]  # of q, k, v, layout, shape, out
     backward: Callable[..., None]
+    static: bool = False
+    """Whether it leaves the borders to the device, which may change them under a captured graph."""
 
 
 PATHS = {
     "native": _Path(native_takes, native_forward, native_backward),
-    "varlen": _Path(varlen_takes, varlen_forward, varlen_backward),
+    "varlen": _Path(varlen_takes, varlen_forward, varlen_backward, static=True),
     "tiled": _Path(lambda *_: True, tiled_forward, tiled_backward),
 }
 """In the order in which they are asked."""
@@ -63,18 +65,23 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor
     return torch.softmax(scores.masked_fill(mask, -math.inf), -1).to(q.dtype) @ v
 
 
-def document_attention(q: Tensor, k: Tensor, v: Tensor, layout: Documents, shape: Shape) -> Tensor:
+def document_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, shape: Shape) -> Tensor:
     """q (T, H, K), k and v (T, G, K), documents of the flat batch -> (T, H, K), zero where no document lies."""
     answer: Tensor = _DocumentAttention.apply(q, k, v, layout, shape)
     return answer
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Documents, shape: Shape, out: Tensor) -> Saved:
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, shape: Shape, out: Tensor) -> Saved:
     """Fills `out` (T, H, K) from q (T, H, K), k and v (T, G, K), without autograd; zero where no document lies.
 
     All may be strided views whose last dimension is contiguous. What it returns goes to `attention_backward`.
+    Raises ValueError for `StaticDocuments` that no path takes.
     """
-    name = next(name for name, path in PATHS.items() if path.takes(q, k, v, out, layout, shape))
+    fixed = isinstance(layout, StaticDocuments)
+    names = (n for n, path in PATHS.items() if path.static >= fixed and path.takes(q, k, v, out, layout, shape))
+    name = next(names, None)
+    if name is None:
+        raise ValueError("borders on the device alone want FlashAttention: a GPU, half precision and no soft cap")
     _settle_before(name)
     return Saved(name, PATHS[name].forward(q, k, v, layout, shape, out))
 
@@ -86,7 +93,7 @@ def attention_backward(
     out: Tensor,
     dout: Tensor,
     saved: Saved,
-    layout: Documents,
+    layout: Layout,
     shape: Shape,
     dq: Tensor,
     dk: Tensor,
@@ -108,7 +115,7 @@ def _settle_before(path: str) -> None:
 
 class _DocumentAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Documents, shape: Shape) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, shape: Shape) -> Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         saved = attention_forward(q, k, v, layout, shape, out)
         ctx.save_for_backward(q, k, v, out, *saved.parts)

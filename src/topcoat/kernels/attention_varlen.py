@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.attention_shape import Shape
-from topcoat.kernels.documents import Documents
+from topcoat.kernels.documents import Layout
 
 WIDEST = 256  # of a head, and a multiple of 8: FlashAttention-2's limits
 
 
-def varlen_takes(q: Tensor, k: Tensor, v: Tensor, out: Tensor, layout: Documents, shape: Shape) -> bool:
+def varlen_takes(q: Tensor, k: Tensor, v: Tensor, out: Tensor, layout: Layout, shape: Shape) -> bool:
     """Whether FlashAttention-2 runs these: half precision, compute capability 8 or more, no soft cap."""
     (T, H, K), G = q.shape, k.shape[1]
     return (
@@ -36,7 +36,7 @@ def varlen_takes(q: Tensor, k: Tensor, v: Tensor, out: Tensor, layout: Documents
     )
 
 
-def varlen_forward(q: Tensor, k: Tensor, v: Tensor, layout: Documents, shape: Shape, out: Tensor) -> tuple[Tensor, ...]:
+def varlen_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, shape: Shape, out: Tensor) -> tuple[Tensor, ...]:
     """q and out (T, H, K), k and v (T, G, K): fills `out`, returns what `varlen_backward` wants."""
     causal, options = _visible(shape, layout)
     borders, longest = layout.borders, layout.longest
@@ -55,7 +55,7 @@ def varlen_backward(
     out: Tensor,
     dout: Tensor,
     saved: Sequence[Tensor],
-    layout: Documents,
+    layout: Layout,
     shape: Shape,
     dq: Tensor,
     dk: Tensor,
@@ -73,7 +73,7 @@ def varlen_backward(
         layout.clear_gaps(gradient)
 
 
-def _visible(shape: Shape, layout: Documents) -> tuple[bool, dict[str, Any]]:
+def _visible(shape: Shape, layout: Layout) -> tuple[bool, dict[str, Any]]:
     """FlashAttention's causal flag, its scale and its window: positions to the left and right, -1 without limit."""
     windowed = shape.windowed(layout.longest)
     left = shape.window - 1 if windowed and shape.window is not None else -1

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from topcoat.kernels.arena import Arena
 from topcoat.kernels.attention import Shape, attention_backward, attention_forward
-from topcoat.kernels.documents import Documents
+from topcoat.kernels.documents import Layout
 from topcoat.kernels.gated import Activation
 from topcoat.kernels.native.calls import settle
 from topcoat.kernels.product import Gating
@@ -83,7 +83,7 @@ class Block:
 class Batch:
     """What all blocks know of the batch they compute."""
 
-    layout: Documents
+    layout: Layout
     angles: Mapping[str, tuple[Tensor, Tensor]]
     """cos and sin (T, P) float32 by name of the table."""
     seed: int | None = None

@@ -110,6 +110,26 @@ class Documents:
             flat[start : start + length].zero_()
 
 
+@dataclass(frozen=True)
+class StaticDocuments:
+    """Documents whose borders lie on the device alone, so that they may differ each time a graph is replayed.
+
+    They leave no position out: what fills a batch up is a document too. Documents of no length stand at the end.
+    """
+
+    tokens: int
+    borders: Tensor
+    """(m + 1,) int32 on the device, as `Documents.borders`."""
+    longest: int
+    """Positions that no document exceeds, whatever the borders say later."""
+
+    def clear_gaps(self, flat: Tensor) -> None:
+        """There are none."""
+
+
+Layout = Documents | StaticDocuments
+
+
 def documents(spans: Sequence[tuple[int, int]], tokens: int, device: torch.device | str = "cpu") -> Documents:
     """The documents at `spans`, each (start, length), of a flat batch of `tokens` positions; empty ones are dropped.
 

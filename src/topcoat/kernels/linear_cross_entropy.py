@@ -1,10 +1,11 @@
-"""Cross-entropy of a linear head, without the (N, V) logits: loss = sum_n lse(W h_n) - (W h_n)[y_n].
+"""Cross-entropy of a linear head, without the (N, V) logits: loss = sum_n w_n (lse(W h_n) - (W h_n)[y_n]).
 
 Rows are taken in chunks. For each chunk the gradient is known as soon as the logits are (`cross_entropy_rows.py` writes
 it over them), so it is formed in the forward: d loss / d h = (softmax - onehot) W, and the backward only scales it. The
 log-sum-exp and the loss are float32 whatever the dtype of the products. A soft cap c (Gemma 2, arXiv:2408.00118) makes
 the logits c * tanh(logits / c); a scale (Cohere, Granite) multiplies them before that. Label smoothing e (Szegedy et
-al. 2015, arXiv:1512.00567, section 7) makes the target (1 - e) onehot(y) + e / V.
+al. 2015, arXiv:1512.00567, section 7) makes the target (1 - e) onehot(y) + e / V. The weights w are 1 unless given; 0
+leaves a row out whose number must not change.
 
 Source of the idea: Hsu et al. 2024 (Liger kernel), arXiv:2410.10989, section 3.2.
 """
@@ -33,13 +34,15 @@ def linear_cross_entropy_reference(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     label_smoothing: float = 0.0,
+    row_weights: Tensor | None = None,
 ) -> Tensor:
-    """The definition: hidden (N, D), weight (V, D), targets (N,) -> the summed loss, a float32 scalar."""
+    """The definition: hidden (N, D), weight (V, D), targets (N,), row_weights (N,) -> the loss, a float32 scalar."""
     logits = hidden @ weight.T  # (N, V)
     logits = logits.to(wide_dtype(logits.dtype)) * logit_scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    return (losses if row_weights is None else losses * row_weights).sum()
 
 
 def linear_cross_entropy(
@@ -50,12 +53,13 @@ def linear_cross_entropy(
     chunk_rows: int | None = None,
     logit_scale: float = 1.0,
     label_smoothing: float = 0.0,
+    row_weights: Tensor | None = None,
 ) -> Tensor:
     """The same in chunks of `chunk_rows`, with gradients for `hidden` and, if it trains, for `weight`."""
     rows = chunk_rows or loss_rows(len(hidden), len(weight), hidden.dtype.itemsize)
     training = torch.is_grad_enabled()
     shape = softcap, logit_scale, label_smoothing
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, shape, rows, training)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, row_weights, shape, rows, training)
     return loss
 
 
@@ -66,6 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
+        row_weights: Tensor | None,
         shape: tuple[float | None, float, float],
         chunk_rows: int,
         training: bool,
@@ -81,7 +86,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk, labels = rows[a : a + chunk_rows], targets[a : a + chunk_rows]
                 logits = product(chunk, weight, buffer[: len(chunk)], transposed=True)  # (n', V)
                 asked = logits[: len(labels)]  # (n, V), without the padding
-                loss += cross_entropy_rows_(asked, labels, *shape, want_hidden or want_weight).sum(dtype=wide)
+                losses = cross_entropy_rows_(asked, labels, *shape, want_hidden or want_weight)  # (n,)
+                if row_weights is not None:
+                    losses *= row_weights[a : a + chunk_rows]
+                    asked *= row_weights[a : a + chunk_rows, None]
+                loss += losses.sum(dtype=wide)
                 logits[len(labels) :] = 0
                 if grad_hidden is not None:
                     product(logits, weight, out=grad_hidden[a : a + chunk_rows])
@@ -99,4 +108,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * grads[0].to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None

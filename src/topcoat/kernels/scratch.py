@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from topcoat.kernels.huge_pages import empty_huge
+from topcoat.kernels.moves import note_move
 
 MOST_VIEWS = 64
 
@@ -51,6 +52,8 @@ class _Slot:
 
     def release(self) -> None:
         """Let go of the memory."""
+        if self.buffer is not None:
+            note_move()
         self.views.clear()
         self.buffer = None
 

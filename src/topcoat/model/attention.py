@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from topcoat.kernels.attention import Shape, document_attention
-from topcoat.kernels.documents import Documents, documents
+from topcoat.kernels.documents import Documents, Layout, StaticDocuments, documents
 
 NAME = "topcoat"
 
@@ -29,7 +29,10 @@ def register() -> None:
 
 
 def attention_inputs(
-    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, spans: Sequence[tuple[int, int]]
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    spans: Sequence[tuple[int, int]] | StaticDocuments,
 ) -> dict[str, Any]:
     """Keywords for one forward over documents at `spans` of the flat (B * T,) batch, attention kept inside each.
 
@@ -37,10 +40,14 @@ def attention_inputs(
     """
     inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
     if model.config._attn_implementation == NAME:
-        inputs["documents"] = documents(spans, input_ids.numel(), input_ids.device)
+        inputs["documents"] = _layout(spans, input_ids)
         # a ready-made 4-D mask is passed through as it is: no (T, T) mask is built that nobody reads
         inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     return inputs
+
+
+def _layout(spans: Sequence[tuple[int, int]] | StaticDocuments, ids: Tensor) -> Layout:
+    return spans if isinstance(spans, StaticDocuments) else documents(spans, ids.numel(), ids.device)
 
 
 def _attention(

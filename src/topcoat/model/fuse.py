@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from topcoat.adapters.base import Adapter
 from topcoat.kernels.block import Batch
 from topcoat.kernels.decoder import Decoder, Shelf
-from topcoat.kernels.documents import Documents
+from topcoat.kernels.documents import Layout
 from topcoat.kernels.frozen_norm import FrozenNorm
 from topcoat.kernels.recompute import BlockSizes, Policy
 from topcoat.model.blocks import LAYOUTS, read_blocks, read_final_norm
@@ -97,7 +97,7 @@ class _Stack(nn.Module):
         self.rows: Tensor | None = None
         self.adapted = True
 
-    def forward(self, x: Tensor, *, position_ids: Tensor, documents: Documents, **unused: Any) -> Tensor:
+    def forward(self, x: Tensor, *, position_ids: Tensor, documents: Layout, **unused: Any) -> Tensor:
         """x (B, T, D) -> (B, T, D), or (1, N, D) where `rows` are set."""
         model = self._model[0]
         seed = None

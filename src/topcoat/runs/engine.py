@@ -36,11 +36,14 @@ class Engine:
     """The plain path recomputes whole blocks."""
     reason: str = ""
     """Why the plain path was taken."""
+    graphs: bool = False
+    """Micro batches are captured as CUDA graphs (`runs/graphs.py`)."""
 
     def describe(self) -> str:
         """One line for people."""
         if self.fused is not None:
-            return f"hand-written blocks, recompute {summary(self.policies)}"
+            as_graphs = ", CUDA graphs" if self.graphs else ""
+            return f"hand-written blocks, recompute {summary(self.policies)}{as_graphs}"
         again = ", blocks recomputed" if self.checkpointing else ""
         return f"transformers' layers{again} ({self.reason})"
 

@@ -38,12 +38,14 @@ from topcoat.recipe.load import load_recipe
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.engine import Engine, choose_engine
 from topcoat.runs.folder import RunFolder
+from topcoat.runs.graphs import require_graphs
 from topcoat.runs.receipt import require_same_recipe
 from topcoat.runs.timing import predicted_seconds
 from topcoat.training.memory import memory_bytes
 from topcoat.training.objectives.hidden import needed_rows, spans
 from topcoat.training.objectives.table import OBJECTIVES
 from topcoat.training.schedule import default_learning_rate
+from topcoat.training.static_batch import shape_of
 from topcoat.units import show_bytes, show_count
 
 EVALUATIONS = 4  # a run, where the recipe does not say
@@ -212,8 +214,10 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     positions = OBJECTIVES[settings.objective].positions(worst)
     tokens = worst.input_ids.numel()  # padding computes as well
     needed = needed_rows(positions, tokens)
-
     rows = tokens if needed is None else len(needed)
+    if settings.cuda_graphs and recipe.data.packing:  # padded to one of few shapes
+        shape = shape_of(worst, len(positions), budget)
+        tokens, rows = shape.tokens, shape.asked
     counts = loaded_counts(base.model, adapters.parameters())
     if base.head is not None:
         counts = replace(counts, vocab=len(base.head.names))
@@ -232,6 +236,8 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     free = free_memory(base.device)
     room = None if free is None else activation_room(counts, setup, free)
     engine = choose_engine(base, adapters, settings.recompute, data.train[0].input_ids, tokens, room, rows)
+    require_graphs(recipe, base, adapters, engine)
+    engine = replace(engine, graphs=settings.cuda_graphs)
     counts = replace(counts, blocks=fused_blocks(engine.fused) if engine.fused else None)
     built = _products(base, data, computed, by_hand=engine.fused is not None)
     setup = replace(setup, policies=engine.policies, recomputed=engine.checkpointing, product_bytes=built)

@@ -16,12 +16,14 @@ from topcoat.data.batches import Batch
 from topcoat.data.load import Dataset
 from topcoat.errors import Refused, TopcoatError
 from topcoat.files import write_file
+from topcoat.kernels.graph import CudaCapture
 from topcoat.model.load import Base
 from topcoat.recipe.load import dump_recipe
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.attaching import optimizer_for
 from topcoat.runs.compute import make_loss
 from topcoat.runs.folder import RunFolder, read_json, write_json
+from topcoat.runs.graphs import make_replay
 from topcoat.runs.listener import Advance, Listener, Silent
 from topcoat.runs.opening import RunPlan
 from topcoat.runs.receipt import checkpoint_identity, receipt
@@ -35,6 +37,7 @@ from topcoat.training.metrics import MetricsLog
 from topcoat.training.objectives.labels import balanced
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.patience import save_with_patience
+from topcoat.training.replay import Replay
 from topcoat.training.signals import StopSignals
 from topcoat.training.step_rules import NoRule, StepRule, step_rule
 from topcoat.training.trackers import Tracker, trackers
@@ -68,6 +71,7 @@ class Session:
     samples: MetricsLog = field(init=False)
     progress: Progress = field(default_factory=Progress)
     rule: StepRule = field(default_factory=NoRule)
+    replay: Replay | None = None
     probed: bool = False
     """The largest micro batch has been computed already (`runs/rehearsal.py`)."""
     begun: bool = False
@@ -145,6 +149,7 @@ class Session:
             rule=self.rule,
             say=self.listener.say,
             probed=self.probed,
+            replay=self.replay,
         )
 
     def class_weights(self) -> Tensor | None:
@@ -258,6 +263,9 @@ def prepare(
         receipt=now,
         rule=rule,
     )
+    if plan.engine.graphs and plan.engine.fused is not None:
+        capture, tokens = CudaCapture(base.device), plan.micro_batch_tokens
+        session.replay = make_replay(plan.engine.fused, recipe.train, tokens, session.optimizer, capture, listener.say)
     if resumed:
         _resume(session, listener)
     return session

@@ -46,6 +46,8 @@ def within_memory(
             return compute(batches)
         except (MemoryError, RuntimeError) as error:
             tokens, said = half(error, batches), first_line(error)
+        if run.replay is not None:
+            run.replay.forget()
         free_leftovers()  # only here: until now the error's traceback held the failed piece's tensors
         run.optimizer.zero_grad()
         run.steps.limit(tokens)

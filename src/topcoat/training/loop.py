@@ -27,6 +27,7 @@ from topcoat.training.halving import within_memory
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.memory import free_leftovers
 from topcoat.training.optimizers.base import Optimizer
+from topcoat.training.replay import Replay
 from topcoat.training.rng import private_randomness, seed_micro_batch
 from topcoat.training.schedule import learning_rate, warmup_steps
 from topcoat.training.settings import TrainSettings
@@ -105,6 +106,8 @@ class Training:
     """What the method does in each step beside the update."""
     probed: bool = False
     """The largest micro batch has been computed already."""
+    replay: Replay | None = None
+    """Computes micro batches by CUDA graphs, where the run asked for them."""
 
 
 def train(run: Training) -> Progress:
@@ -139,8 +142,7 @@ def probe(run: Training) -> None:
 
 def _probe(run: Training, batch: Batch) -> None:
     seed_micro_batch(run.seed, 0, 0)
-    loss = run.loss(batch)
-    (loss * (run.scale.value / max(1, batch.n_target_tokens))).backward()
+    loss = _add_gradient(run, batch, run.scale.value / max(1, batch.n_target_tokens))
     if run.progress.step == 0 and batch.n_target_tokens and bool(torch.isfinite(loss)):
         require_gradients(run.parameters)
     run.optimizer.zero_grad()
@@ -197,12 +199,20 @@ def _gradients(run: Training, step: int, batches: Sequence[Batch], targets: int)
     loss, suspect = 0.0, batches[0]
     for micro, batch in enumerate(batches):
         seed_micro_batch(run.seed, step, micro)
-        micro_loss = run.loss(batch)
-        (micro_loss * (run.scale.value / targets)).backward()
+        micro_loss = _add_gradient(run, batch, run.scale.value / targets)
         if math.isfinite(loss) and not bool(torch.isfinite(micro_loss)):
             suspect = batch  # the first that went wrong
-        loss += float(micro_loss.detach()) / targets
+        loss += float(micro_loss) / targets
     return loss, suspect
+
+
+def _add_gradient(run: Training, batch: Batch, factor: float) -> Tensor:
+    """Add the gradient of factor * loss of a micro batch to the parameters'; its loss."""
+    if run.replay is not None:
+        return run.replay(batch, factor)
+    loss = run.loss(batch)
+    (loss * factor).backward()
+    return loss.detach()
 
 
 def _add_penalty(run: Training) -> dict[str, float]:

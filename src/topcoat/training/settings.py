@@ -68,6 +68,10 @@ class TrainSettings(Config):
     """What each block computes again in the backward instead of keeping it: none, mlp (gate and up), qkv (those and
     q, k, v), block (all but the down projection: the least memory, about a fifth less speed), offload (block,
     and its input waits in host memory; CUDA). auto keeps what fits. Results do not depend on it."""
+    cuda_graphs: bool = False
+    """Capture the kernels of whole micro batches and launch each at one stroke, for small models that wait for their
+    host (below some 1.5B parameters). Batches are padded to few shapes, and a graph is used once it gave what launches
+    give on two batches. CUDA, packed batches, no dropout. Has not run on a device yet."""
     save_every: Positive | None = None
     """Steps between checkpoints. null saves at every evaluation and at the end."""
     keep_checkpoints: Positive = 2

@@ -39,11 +39,14 @@ def needed_rows(positions: Tensor, tokens: int) -> Tensor | None:
     None where that is nearly all of `tokens`.
     """
     rounded = last_rows(len(positions), tokens)
-    if rounded == tokens:
-        return None
+    return None if rounded == tokens else filled_up(positions, rounded, tokens)
+
+
+def filled_up(positions: Tensor, count: int, tokens: int) -> Tensor:
+    """`positions` (N,) and behind them other positions of a batch of `tokens`, `count` in all, each once."""
     free = torch.ones(tokens, dtype=torch.bool)
     free[positions] = False
-    return torch.cat([positions, free.nonzero()[: rounded - len(positions), 0]])
+    return torch.cat([positions, free.nonzero()[: count - len(positions), 0]])
 
 
 def spans(batch: Batch) -> list[tuple[int, int]]:

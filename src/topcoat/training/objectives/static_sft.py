@@ -1,0 +1,33 @@
+"""The loss of `sft.py` on tensors that stand still: what a graph captures (training/static_batch.py)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from topcoat.kernels.linear_cross_entropy import linear_cross_entropy
+from topcoat.model.attention import attention_inputs
+from topcoat.model.fuse import FusedModel
+from topcoat.model.head import plain_head
+from topcoat.training.objectives.options import PLAIN, LossOptions
+from topcoat.training.static_batch import StaticBatch
+
+
+def static_sft(fused: FusedModel, batch: StaticBatch, options: LossOptions = PLAIN) -> Tensor:
+    """The summed loss of the target tokens, a float32 scalar; the host decides nothing by what the tensors hold.
+
+    Raises ValueError for a head that does more than multiply and cap.
+    """
+    head = plain_head(fused.model)
+    if head is None:
+        raise ValueError("the head does more than multiply and cap its logits")
+    inputs = attention_inputs(fused.model, batch.input_ids, batch.position_ids, batch.documents)
+    hidden = fused.hidden(inputs, batch.rows)  # (N, D)
+    return linear_cross_entropy(
+        hidden.to(head.weight.dtype),
+        head.weight,
+        batch.targets,
+        head.softcap,
+        logit_scale=head.scale,
+        label_smoothing=options.label_smoothing,
+        row_weights=batch.row_weights,
+    )

@@ -1,0 +1,76 @@
+"""What a graph reads holds the batch it was filled with, all of it, and nothing of the one before."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topcoat.data.batches import packed
+from topcoat.kernels.row_counts import ROUND
+from topcoat.training.objectives.sft import target_positions
+from topcoat.training.static_batch import PIECES, StaticBatch, shape_of
+
+CPU = torch.device("cpu")
+drawn_lengths = st.lists(st.integers(1, 150), min_size=1, max_size=12)
+BUDGET = 1024
+
+
+def made(examples, lengths, seed, context):
+    """A packed batch and its shape."""
+    batch = packed(examples(lengths, seed, context), range(len(lengths)))
+    return batch, shape_of(batch, len(target_positions(batch)[0]), BUDGET)
+
+
+def filled(batch, shape, factor=1.0):
+    static = StaticBatch(shape, CPU)
+    static.fill(batch, factor)
+    return static
+
+
+@given(lengths=drawn_lengths, seed=st.integers(0, 99), context=st.sampled_from([0.0, 0.4, 0.9]))
+@settings(max_examples=60)
+def test_documents_positions_and_labels_are_those_of_the_batch(examples, lengths, seed, context):
+    batch, shape = made(examples, lengths, seed, context)
+    static = filled(batch, shape, 0.5)
+    tokens = batch.input_ids.numel()
+    assert torch.equal(static.input_ids[:, :tokens], batch.input_ids)
+    assert torch.equal(static.position_ids[:, :tokens], batch.position_ids)
+    borders = static.documents.borders
+    assert torch.equal(borders[: len(batch.cu_seqlens)], batch.cu_seqlens)
+    assert bool((borders.diff() >= 0).all())
+    assert int(borders[-1]) == shape.tokens
+    assert int(borders.diff().max()) <= static.documents.longest <= shape.tokens
+    assert float(static.factor) == 0.5
+    positions, targets = target_positions(batch)
+    rows = torch.arange(shape.tokens) if static.rows is None else static.rows
+    assert len(rows.unique()) == len(rows) == len(static.targets) == len(static.row_weights)
+    counted = static.row_weights == 1
+    assert bool((static.row_weights[~counted] == 0).all())
+    assert torch.equal(rows[counted], positions)
+    assert torch.equal(static.targets[counted], targets)
+
+
+@given(lengths=drawn_lengths, others=drawn_lengths, seed=st.integers(0, 99))
+@settings(max_examples=40)
+def test_a_second_batch_leaves_nothing_of_the_first(examples, lengths, others, seed):
+    (first, one), (second, two) = made(examples, lengths, seed, 0.4), made(examples, others, seed + 1, 0.4)
+    shape = one if one.tokens >= two.tokens else two
+    shape = type(shape)(shape.tokens, shape.tokens, max(one.borders, two.borders), shape.tokens)
+    again = StaticBatch(shape, CPU)
+    again.fill(first, 2.0)
+    again.fill(second, 3.0)
+    fresh = filled(second, shape, 3.0)
+    unused = "rows"  # every position is asked for
+    for name, tensor in fresh._fields._asdict().items():
+        assert name == unused or torch.equal(getattr(again._fields, name), tensor), name
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=24), context=st.floats(0, 1))
+@settings(max_examples=60)
+def test_shapes_are_few_and_little_is_padded(examples, lengths, context):
+    batch, shape = made(examples, lengths, 0, context)
+    part = BUDGET // PIECES
+    assert shape.tokens % part == 0
+    assert 0 <= shape.tokens - batch.input_ids.numel() < part
+    assert shape.asked == shape.tokens or shape.asked % ROUND == 0
+    assert shape.longest & (shape.longest - 1) == 0 or shape.longest == shape.tokens
+    assert shape.borders & (shape.borders - 1) == 0
