@@ -6,8 +6,11 @@ Only the data and the pauses are the benchmark's: documents come from its file, 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.worker import Session, versions
 from topcoat.adapters.attach import Adapters
@@ -15,7 +18,6 @@ from topcoat.adapters.files import load_adapter
 from topcoat.data.batches import Batch, micro_batches
 from topcoat.data.render import Example
 from topcoat.data.rows import Row
-from topcoat.kernels.graph import CudaCapture
 from topcoat.model.load import Base, load_model
 from topcoat.model.settings import ModelSettings
 from topcoat.planning.loaded import loaded_counts
@@ -29,7 +31,8 @@ from topcoat.training.loop import Training, train
 from topcoat.training.loss_scale import LossScale
 from topcoat.training.memory import memory_bytes
 from topcoat.training.optimizers.choices import make_optimizer
-from topcoat.training.replay import PROOFS
+from topcoat.training.optimizers.trained import Trained
+from topcoat.training.replay import PROOFS, Replay
 from topcoat.training.settings import TrainSettings
 
 ENDLESS = 1 << 30
@@ -86,9 +89,24 @@ def engine_for(session: Session, base: Base, adapters: Adapters, steps: Document
     return choose_engine(base, adapters, session.spec["settings"]["recompute"], ids, tokens, room)
 
 
-def main() -> None:
-    import torch
+def warm_up(replay: Replay, steps: Documents, trained: Trained) -> int:
+    """What a run does in its first steps, for every shape that will be measured; micro batches that were launched."""
+    before = {name: parameter.detach().clone() for name, parameter in trained.parameters.items()}
+    with torch.no_grad():
+        for _ in range(1 + PROOFS):
+            for step in range(len(steps.session.steps)):
+                for batch in steps.micro_batches(step):
+                    with torch.enable_grad():
+                        replay(batch, 1.0)
+            for parameter in trained.parameters.values():
+                parameter.mul_(1.01)  # a proof wants parameters that have changed
+        for name, parameter in trained.parameters.items():
+            parameter.copy_(before[name])
+    trained.zero()
+    return replay.launched
 
+
+def main() -> None:
     session = Session()
     spec, settings = session.spec, session.spec["settings"]
     before = memory_bytes(torch.device("cpu"))
@@ -124,14 +142,9 @@ def main() -> None:
         began = time.perf_counter()
 
     optimizer = make_optimizer(adapters.parameters(), options, folder=Path(spec["scratch"]))
-    replay = None
-    if settings["graphs"]:
-        replay = make_replay(engine.fused, options, steps.budget, optimizer, CudaCapture(base.device), print)
-        for _ in range(1 + PROOFS):  # what a run does in its first steps
-            replay(steps.worst(), 1.0)
-        optimizer.zero_grad()
-        if replay.given_up:
-            raise SystemExit(f"launches would be measured: {replay.given_up}")
+    engine = replace(engine, graphs=settings["graphs"])
+    replay = make_replay(engine, options, steps.budget, base.device, optimizer, print)
+    warm = 0 if replay is None else warm_up(replay, steps, optimizer.trained)
     if session.wait():
         began = time.perf_counter()
         train(
@@ -154,6 +167,8 @@ def main() -> None:
                 replay=replay,
             )
         )
+    if replay is not None and (replay.given_up or replay.launched > warm):
+        raise SystemExit(f"launches were measured, and not graphs: {replay.given_up or replay.describe()}")
     session.close()
 
 

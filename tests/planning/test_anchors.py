@@ -79,6 +79,23 @@ def test_7b_qlora_runs_in_6_gb():
     assert 4.5e9 < found.smallest_change.estimate.peak_bytes < 6e9
 
 
+def test_graphs_have_a_line_of_their_own_where_they_are_asked_for_and_can_be():
+    """SmolLM2-135M, 2,048 tokens: 576 wide queries, 192 wide keys, a chunk of logits, four vectors of adapters."""
+    asked = TrainSettings(cuda_graphs=True, recompute="none")
+    small = {"quantization": None, "train": asked}
+    made = estimate(request("smollm2-135m", **small))
+    [line] = [line for line in made.bill.lines if line.name == "CUDA graphs"]
+    attention = 2048 * (4 * 576 + 2 * 2 * (576 + 192))
+    loss = next(line.bytes for line in made.bill.lines if line.name == "loss")
+    assert line.bytes == attention + loss + 4 * 4 * made.counts.trained_numbers
+    without = estimate(request("smollm2-135m", **small | {"train": TrainSettings(recompute="none")}))
+    assert made.peak_bytes - without.peak_bytes == pytest.approx(1.03 * line.bytes, rel=1e-3)
+    for there in ({"device": find_device("cpu")}, {"adapter": FullConfig()}):
+        assert "CUDA graphs" not in {
+            line.name for line in estimate(request("smollm2-135m", **small | there)).bill.lines
+        }
+
+
 def test_70b_qlora_runs_on_one_48_gb_card():
     made = estimate(request("llama-2-70b-hf", "rtxa6000"))
     assert made.fits

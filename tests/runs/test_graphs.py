@@ -7,7 +7,8 @@ import torch
 from recorded_ops import RecordedOps, static_attention
 
 from topcoat.errors import Interrupted, TopcoatError
-from topcoat.runs import graphs, session
+from topcoat.model.tiny import tiny_model
+from topcoat.runs import graphs
 from topcoat.runs.engine import Engine
 from topcoat.training.replay import Replay
 
@@ -19,14 +20,14 @@ def tape(monkeypatch):
     """A GPU that is none: runs on the CPU capture a tape of operators. Every Replay of the test, in a list."""
     made: list[Replay] = []
 
-    def remember(*arguments):
-        made.append(make(*arguments))
-        return made[-1]
+    class Remembered(Replay):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
 
-    make = session.make_replay
-    monkeypatch.setattr(graphs, "_of_machine", lambda base: [])
-    monkeypatch.setattr(session, "CudaCapture", lambda device: RecordedOps())
-    monkeypatch.setattr(session, "make_replay", remember)
+    monkeypatch.setattr(graphs, "check_device", lambda base: [])
+    monkeypatch.setattr(graphs, "CudaCapture", lambda device: RecordedOps())
+    monkeypatch.setattr(graphs, "Replay", Remembered)
     with static_attention():
         yield made
 
@@ -94,6 +95,24 @@ def test_the_plan_says_that_a_run_goes_by_graphs():
     assert said == "hand-written blocks, recompute none in all 2 layers, CUDA graphs"
 
 
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_that_wait_for_the_longest_document_are_refused(rope, tape, tiny_recipe, train, monkeypatch):
+    monkeypatch.setattr(graphs, "rope_types", lambda model: {rope})
+    with pytest.raises(TopcoatError, match=f"{rope} positions wait for the longest document's length"):
+        train(tiny_recipe(**BY_GRAPHS))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_kind_of_positions_is_read_from_the_model(family):
+    assert graphs.rope_types(tiny_model(family)) == {"default"}
+
+
+def test_the_head_of_a_run_by_graphs_does_nothing_but_multiply(tape, tiny_recipe, train, monkeypatch):
+    monkeypatch.setattr(graphs, "plain_head", lambda model: None)
+    with pytest.raises(TopcoatError, match="the head does more than multiply and cap its logits"):
+        train(tiny_recipe(**BY_GRAPHS))
+
+
 def test_adalora_is_refused_too(tape, tiny_recipe, train):
     adalora = {"method": "adalora", "r": None, "init_r": 5, "target_r": 3, "tinit": 1, "tfinal": 2}
     recipe = tiny_recipe(**BY_GRAPHS)
@@ -118,18 +137,18 @@ def test_memory_that_runs_out_lets_go_of_the_graphs(tape, tiny_recipe, train, ea
 
     def full(self, batch, factor):
         if self.replayed and not failed and len(batch.rows) > 1:
-            failed.append(len(self._known))
+            failed.append(len(self._shapes))
             raise torch.OutOfMemoryError("CUDA out of memory")
         answer = real(self, batch, factor)
-        assert not failed or len(self._known) <= failed[0] + 1
+        assert not failed or len(self._shapes) <= failed[0] + 1
         return answer
 
     forgotten = []
     forget = Replay.forget
     monkeypatch.setattr(Replay, "__call__", full)
-    monkeypatch.setattr(Replay, "forget", lambda self: (forgotten.append(len(self._known)), forget(self)))
+    monkeypatch.setattr(Replay, "forget", lambda self: (forgotten.append(len(self._shapes)), forget(self)))
     listener = ear()
     train(tiny_recipe(**BY_GRAPHS), listener=listener)
     assert "memory ran out (CUDA out of memory)" in listener.text
-    assert forgotten == failed
+    assert forgotten[0] == failed[0]
     assert failed[0] > 0

@@ -22,8 +22,25 @@ from topcoat.kernels.attention import Shape, _Path
 from topcoat.kernels.attention_tiled import tiled_backward, tiled_forward
 from topcoat.kernels.documents import Documents, StaticDocuments, documents
 
-WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select"}
+WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "lift_fresh"}
+"""On a GPU the host would wait in these; a constant that it makes (`lift_fresh`) would be copied over."""
 LEAVES_UNWRITTEN = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+
+
+def _refuse_waits(name: str, args: tuple) -> None:
+    masked = name == "index" and any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+    if name in WAITS or masked:
+        raise RuntimeError(f"called a synchronizing operation: {name}\nlines that say more")
+
+
+class _NoWaits(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        _refuse_waits(_name(func), args)
+        return func(*args, **(kwargs or {}))
+
+
+def _name(func) -> str:
+    return func._schema.name.removeprefix("aten::")
 
 
 class _Tape(TorchDispatchMode):
@@ -32,9 +49,8 @@ class _Tape(TorchDispatchMode):
         self.calls: list[tuple] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::")
-        if name in WAITS:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {name}\nlines that say more")
+        name = _name(func)
+        _refuse_waits(name, args)
         out = func(*args, **(kwargs or {}))
         if name not in LEAVES_UNWRITTEN:
             self.calls.append((func, args, kwargs or {}, [t for t in tree_leaves(out) if isinstance(t, Tensor)]))
@@ -70,6 +86,12 @@ class RecordedOps:
 
     def aside(self):
         return nullcontext()
+
+    def without_waits(self):
+        return _NoWaits()
+
+    def forget(self) -> None:
+        pass
 
     def capture(self, compute: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1

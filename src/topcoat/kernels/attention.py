@@ -31,8 +31,8 @@ from topcoat.kernels.native.calls import settle
 class _Path:
     """One way to compute it: whether it takes these tensors, and the two halves."""
 
-    takes: Callable[..., bool]  # of q, k, v, out, layout, shape
-    forward: Callable[..., tuple[Tensor, ...]]  # of q, k, v, layout, shape, out
+    takes: Callable[[Tensor, Tensor, Tensor, Tensor, Any, Shape], bool]  # q, k, v, out, layout
+    forward: Callable[[Tensor, Tensor, Tensor, Any, Shape, Tensor], tuple[Tensor, ...]]  # q, k, v, layout, shape, out
     backward: Callable[..., None]
     static: bool = False
     """Whether it leaves the borders to the device, which may change them under a captured graph."""

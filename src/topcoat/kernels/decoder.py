@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from topcoat.kernels.arena import Arena
 from topcoat.kernels.block import Batch, Block, Pass, block_backward, block_forward
+from topcoat.kernels.moves import note_move
 from topcoat.kernels.native.calls import settle, together
 from topcoat.kernels.recompute import Policy
 
@@ -60,7 +61,10 @@ class Decoder:
 
     def take_arena(self) -> Arena:
         """An arena for one forward and its backward."""
-        return self._free.pop() if self._free else Arena(self.device)
+        if self._free:
+            return self._free.pop()
+        note_move()  # one whose forward or backward failed does not come back
+        return Arena(self.device)
 
     def give_back(self, arena: Arena) -> None:
         """The backward is done: the next forward may overwrite everything."""

@@ -4,6 +4,9 @@ A launch costs the host 4 to 5 us, and a decoder layer makes some 35 of them, so
 CUDA graph keeps the kernels of a whole forward and backward with their arguments: addresses, shapes and numbers as they
 were while it was captured. So everything that differs between two replays has to lie in tensors that stand still, and
 nothing inside may wait for the device. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+
+Graphs of one device live and die together. From torch 2.13 on, the end of one frees the matrix library's workspace of
+its stream, whose address the others hold (pytorch issue 193402).
 """
 
 from __future__ import annotations
@@ -22,11 +25,19 @@ class Capture(Protocol):
         """Inside, work runs where captures are made: what a capture must find allocated is allocated there."""
         ...
 
+    def without_waits(self) -> AbstractContextManager[Any]:
+        """The same, and waiting for the device raises RuntimeError."""
+        ...
+
     def capture(self, compute: Callable[[], None]) -> Callable[[], None]:
         """Keeps what `compute` asks for, without doing it; what comes back does it.
 
-        Raises RuntimeError for work that cannot be kept, such as waiting for the device.
+        Raises RuntimeError for work that cannot be kept.
         """
+        ...
+
+    def forget(self) -> None:
+        """No captured work is used any more; its memory is free once nothing holds it."""
         ...
 
 
@@ -35,26 +46,52 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
+        self.forget()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """On the stream of the captures, in line with the current one."""
         here = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(here)
-        with torch.cuda.stream(self.stream):
-            yield
-        here.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:  # whoever clears up after an error finds what was launched before it done
+            here.wait_stream(self.stream)
+
+    @contextmanager
+    def without_waits(self) -> Iterator[None]:
+        """A wait inside a capture leaves torch's allocator unusable (up to 2.12), so it is looked for before."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with self.aside():
+                yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
     def capture(self, compute: Callable[[], None]) -> Callable[[], None]:
         """A CUDA graph of `compute`, which has run once `aside`, so that no buffer and no kernel is made in here."""
-        here = torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
-        try:
-            # other threads (trackers, a dashboard) may call CUDA meanwhile
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-                compute()
-        finally:
-            torch.cuda.set_stream(here)  # torch leaves its own stream standing where ending the capture fails
+        with torch.cuda.device(self.device):
+            here = torch.cuda.current_stream()
+            try:
+                # other threads (trackers, a dashboard) may call CUDA meanwhile
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                    compute()
+            except RuntimeError as error:
+                raise RuntimeError(str(_first(error))) from error  # torch tells of the capture's end, not of its cause
+            finally:
+                torch.cuda.set_stream(here)  # torch leaves its own stream standing where ending the capture fails
         replay: Callable[[], None] = graph.replay
         return replay
+
+    def forget(self) -> None:
+        """The next graphs get a pool of their own: torch takes no more into one whose graphs are gone."""
+        self.pool = torch.cuda.graph_pool_handle()
+
+
+def _first(error: BaseException) -> BaseException:
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

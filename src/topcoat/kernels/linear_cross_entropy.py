@@ -78,6 +78,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = wide_dtype(hidden.dtype)
         want_hidden, want_weight = (training and wanted for wanted in ctx.needs_input_grad[:2])
         rows = F.pad(hidden, (0, 0, 0, -len(hidden) % ROUND)) if len(hidden) % ROUND else hidden  # (N', D)
+        if row_weights is not None:
+            row_weights = F.pad(row_weights, (0, len(rows) - len(hidden)))  # (N',)
         grad_hidden = torch.empty_like(rows) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
         loss = torch.zeros((), dtype=wide, device=hidden.device)
@@ -87,16 +89,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = product(chunk, weight, buffer[: len(chunk)], transposed=True)  # (n', V)
                 asked = logits[: len(labels)]  # (n, V), without the padding
                 losses = cross_entropy_rows_(asked, labels, *shape, want_hidden or want_weight)  # (n,)
-                if row_weights is not None:
-                    losses *= row_weights[a : a + chunk_rows]
-                    asked *= row_weights[a : a + chunk_rows, None]
-                loss += losses.sum(dtype=wide)
-                logits[len(labels) :] = 0
+                counts = None if row_weights is None else row_weights[a : a + chunk_rows]  # (n',)
+                loss += _weighted(losses, counts).sum(dtype=wide)
+                logits[len(labels) :].zero_()
                 if grad_hidden is not None:
                     product(logits, weight, out=grad_hidden[a : a + chunk_rows])
                 if grad_weight is not None:
-                    grad_weight += logits.T @ chunk
-        ctx.save_for_backward(None if grad_hidden is None else grad_hidden[: len(hidden)], grad_weight)
+                    grad_weight += logits.T @ _weighted(chunk, counts)
+        if grad_hidden is not None:  # here, because rows of the (N, D) gradient are much smaller than those of logits
+            grad_hidden = _weighted(grad_hidden, row_weights)[: len(hidden)]
+        ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss
 
@@ -109,3 +111,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _weighted(rows: Tensor, counts: Tensor | None) -> Tensor:
+    """rows (n, ...) times the first n counts, in the dtype of `rows`; 0 where the count is 0, whatever stood there."""
+    if counts is None:
+        return rows
+    counts = counts[: len(rows)].view(-1, *[1] * (rows.dim() - 1)).to(rows.dtype)
+    return torch.where(counts == 0, torch.zeros_like(rows), rows * counts)

@@ -1,7 +1,7 @@
-"""How often a lent buffer has changed its address: what was captured in a graph reads and writes the old one.
+"""How often a lent buffer has changed its address, which ends whatever still reads or writes the old one.
 
-Arenas and scratch buffers grow when a larger tensor is asked of them. `replay` (training/replay.py) compares the count
-with that of its capture before it lets a graph run again.
+Arenas and scratch buffers grow when a larger tensor is asked of them, and an arena whose forward failed is replaced. A
+captured graph holds addresses: whoever replays one compares this count with that of its capture.
 """
 
 from __future__ import annotations

@@ -32,22 +32,22 @@ def attention_inputs(
     model: PreTrainedModel,
     input_ids: Tensor,
     position_ids: Tensor,
-    spans: Sequence[tuple[int, int]] | StaticDocuments,
+    where: Sequence[tuple[int, int]] | StaticDocuments,
 ) -> dict[str, Any]:
-    """Keywords for one forward over documents at `spans` of the flat (B * T,) batch, attention kept inside each.
+    """Keywords for one forward over documents of the flat (B * T,) batch, attention kept inside each; `where` they are.
 
-    With "topcoat" the spans go along; with sdpa and eager, transformers finds the borders where positions restart.
+    With "topcoat" their places go along; with sdpa and eager, transformers finds the borders where positions restart.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
     if model.config._attn_implementation == NAME:
-        inputs["documents"] = _layout(spans, input_ids)
+        inputs["documents"] = _layout(where, input_ids)
         # a ready-made 4-D mask is passed through as it is: no (T, T) mask is built that nobody reads
         inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     return inputs
 
 
-def _layout(spans: Sequence[tuple[int, int]] | StaticDocuments, ids: Tensor) -> Layout:
-    return spans if isinstance(spans, StaticDocuments) else documents(spans, ids.numel(), ids.device)
+def _layout(where: Sequence[tuple[int, int]] | StaticDocuments, ids: Tensor) -> Layout:
+    return where if isinstance(where, StaticDocuments) else documents(where, ids.numel(), ids.device)
 
 
 def _attention(

@@ -21,7 +21,15 @@ from topcoat.planning.bill import Bill
 from topcoat.planning.counts import Counts, counts_of
 from topcoat.planning.process import PROCESS_BYTES, library_bytes, product_bytes
 from topcoat.planning.request import Request
-from topcoat.planning.sizes import CONTEXT_BYTES, ROUNDING, Setup, activation_room, bill_of, fitting_policies
+from topcoat.planning.sizes import (
+    CONTEXT_BYTES,
+    ROUNDING,
+    Setup,
+    activation_room,
+    bill_of,
+    fitting_policies,
+    graph_bytes,
+)
 from topcoat.planning.speed import Speed, speed_of
 from topcoat.planning.trained import makes_file_tensors
 
@@ -115,6 +123,8 @@ def estimate(request: Request, counts: Counts | None = None) -> Estimate:
         workspace_bytes=request.device.workspace_bytes if on_gpu else 0,
         rounding=ROUNDING if on_gpu else 0.0,
     )
+    if on_gpu and request.train.cuda_graphs and counts.blocks is not None:
+        setup = replace(setup, graph_bytes=graph_bytes(counts, setup, counts.blocks.sizes[0]))
     recomputed = counts.blocks is None and request.train.recompute not in ("auto", "none")
     policies = _policies(request, counts, setup)
     setup = replace(setup, policies=policies, recomputed=recomputed)

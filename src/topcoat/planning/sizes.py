@@ -12,6 +12,7 @@
     loss                                     5 N D e for the hidden rows before and after the last norm and what comes
                                              back through both, and a chunk of logits
     dequantization buffer                    the largest stacked weight, e bytes a number; logits use it too
+    CUDA graphs                              memory of their own, where a run asks for them (`graph_bytes`)
 
 T tokens of a micro batch, N of them that the last block computes, e bytes of the compute dtype, P trained numbers. On
 the path of transformers' layers the saved activations are an estimate: e * (the linears' outputs + inputs of o_proj and
@@ -24,7 +25,7 @@ import math
 from dataclasses import dataclass, replace
 
 from topcoat.kernels.loss_chunks import chunk_rows_of, loss_rows
-from topcoat.kernels.recompute import LADDER, LADDER_WITH_HOST, Policy, choose, held_bytes, summary
+from topcoat.kernels.recompute import LADDER, LADDER_WITH_HOST, BlockSizes, Policy, choose, held_bytes, summary
 from topcoat.planning.activations import kept_bytes, working_bytes
 from topcoat.planning.bill import Bill, Line
 from topcoat.planning.counts import BlockCounts, Counts
@@ -65,6 +66,8 @@ class Setup:
     workspace_bytes: int = 0
     rounding: float = 0.0
     """Share of the tensors' bytes that the device's allocator takes on top."""
+    graph_bytes: int = 0
+    """What captured CUDA graphs keep to themselves (`graph_bytes`)."""
     idle: bool = False
     """Leave activations and loss out: what is taken before the first token."""
 
@@ -88,6 +91,7 @@ def bill_of(counts: Counts, setup: Setup) -> Bill:
         _copies(counts, e),
         *([] if setup.idle else [*activation_lines(counts, setup), _loss(counts, setup, scratch)]),
         Line("dequantization buffer", scratch, "the largest weight that one product reads" if scratch else ""),
+        Line("CUDA graphs", setup.graph_bytes, "memory of their own, by formula and not by measurement"),
         Line("matrix workspace", setup.workspace_bytes, "of the GPU's matrix library"),
         Line("runtime", setup.runtime_bytes, "the process before the model"),
         Line("tokenizer and kernels", working, "what libraries take once they work"),
@@ -140,6 +144,18 @@ def _loss(counts: Counts, setup: Setup, scratch: int) -> Line:
     chunk = rows * counts.vocab * e
     hidden = 5 * setup.rows * counts.hidden * e
     return Line("loss", max(0, chunk - scratch) + hidden, f"{rows} rows of {counts.vocab:,} logits at a time")
+
+
+def graph_bytes(counts: Counts, setup: Setup, size: BlockSizes) -> int:
+    """What graphs keep that launches give back after each layer, and what is there a second time for validation.
+
+    Attention's answer, its gradients and its float32 sums for T tokens, the loss and the dequantization buffer once
+    more, and four vectors of P numbers while a graph is proved. Counted from the code, never measured.
+    """
+    e = setup.element_bytes
+    attention = setup.tokens * (4 * size.query + e * (2 * size.query + 2 * size.key_value))
+    scratch = counts.largest_weight() * e if counts.quantized else 0
+    return attention + _loss(counts, setup, 0).bytes + scratch + 4 * 4 * counts.trained_numbers
 
 
 def activation_room(counts: Counts, setup: Setup, budget_bytes: float) -> float:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from topcoat.adapters.attach import Adapters
 from topcoat.errors import Problem, TopcoatError
 from topcoat.kernels.attention_varlen import WIDEST
-from topcoat.kernels.graph import Capture
-from topcoat.model.fuse import FusedModel
+from topcoat.kernels.graph import CudaCapture
+from topcoat.model.families import FAMILIES
+from topcoat.model.head import plain_head
 from topcoat.model.load import Base
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.engine import Engine
@@ -32,13 +36,13 @@ def require_graphs(recipe: Recipe, base: Base, adapters: Adapters, engine: Engin
     """Raises TopcoatError with all that stands in the way, where the recipe asks for CUDA graphs."""
     if not recipe.train.cuda_graphs:
         return
-    found = _of_machine(base) + _of_recipe(recipe, adapters) + _of_engine(base, engine)
+    found = check_device(base) + check_recipe(recipe, adapters) + check_engine(base, engine)
     if found:
         key = "train.cuda_graphs"
         raise TopcoatError.gather([Problem(f"{key}: {what}", where=key, fix=f"{fix}, {OFF}") for what, fix in found])
 
 
-def _of_machine(base: Base) -> list[tuple[str, str]]:
+def check_device(base: Base) -> list[tuple[str, str]]:
     """(what is in the way, what to write) of the device."""
     if base.device.type != "cuda":
         return [(f"this run computes on {base.device}, and graphs are for CUDA GPUs", "set model.device to cuda")]
@@ -47,7 +51,8 @@ def _of_machine(base: Base) -> list[tuple[str, str]]:
     return []
 
 
-def _of_recipe(recipe: Recipe, adapters: Adapters) -> list[tuple[str, str]]:
+def check_recipe(recipe: Recipe, adapters: Adapters) -> list[tuple[str, str]]:
+    """The same of what is trained and how."""
     found = []
     if not recipe.data.packing:
         found.append(("padded batches have too many shapes", "write data.packing: true"))
@@ -62,7 +67,8 @@ def _of_recipe(recipe: Recipe, adapters: Adapters) -> list[tuple[str, str]]:
     return found
 
 
-def _of_engine(base: Base, engine: Engine) -> list[tuple[str, str]]:
+def check_engine(base: Base, engine: Engine) -> list[tuple[str, str]]:
+    """The same of the model and what computes it."""
     found = []
     if engine.fused is None:
         return [(f"only hand-written blocks are captured ({engine.reason})", KNOWN)]
@@ -75,19 +81,31 @@ def _of_engine(base: Base, engine: Engine) -> list[tuple[str, str]]:
         found.append(("FlashAttention has no soft cap, and this model caps its scores", "train another model"))
     if any(block.head_dim > WIDEST or block.head_dim % 8 for block in blocks):
         found.append((f"FlashAttention takes heads of up to {WIDEST} numbers, a multiple of 8", "train another model"))
+    waiting = rope_types(base.model) & {"dynamic", "longrope"}
+    if waiting:
+        found.append((f"{waiting.pop()} positions wait for the longest document's length", "train another model"))
+    if plain_head(base.model) is None:
+        found.append(("the head does more than multiply and cap its logits", "train another model"))
     return found
 
 
+def rope_types(model: PreTrainedModel) -> set[str]:
+    """How layers of a model of a known family stretch their rotary positions, "default" where they do not."""
+    rotary: Any = model.get_submodule(FAMILIES[model.config.model_type].decoder).get_submodule("rotary_emb")
+    return set(rotary.rope_type.values()) if isinstance(rotary.rope_type, dict) else {rotary.rope_type}
+
+
 def make_replay(
-    fused: FusedModel,
+    engine: Engine,
     settings: TrainSettings,
     budget_tokens: int,
+    device: torch.device,
     optimizer: Optimizer,
-    capture: Capture,
     say: Callable[[str], None],
-) -> Replay:
-    """The graphs of micro batches of `budget_tokens` in a run with these settings."""
+) -> Replay | None:
+    """The graphs of micro batches of `budget_tokens`, of an engine that goes by graphs; None for others."""
+    if not engine.graphs or engine.fused is None:
+        return None
     assert isinstance(optimizer.trained, Flat)  # hand-written blocks train adapters, and those lie in one vector
-    options = LossOptions(settings.label_smoothing)
-    gradients = optimizer.trained.gradients
-    return Replay(lambda batch: static_sft(fused, batch, options), gradients, budget_tokens, capture, say)
+    loss = partial(static_sft, engine.fused, options=LossOptions(settings.label_smoothing))
+    return Replay(loss, optimizer.trained, budget_tokens, CudaCapture(device), say)

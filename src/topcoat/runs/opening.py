@@ -22,6 +22,7 @@ from topcoat.data.load import Dataset
 from topcoat.errors import TopcoatError
 from topcoat.files import RunLock, sweep_temporaries
 from topcoat.kernels.product_native import amx_library
+from topcoat.model.fuse import block_sizes
 from topcoat.model.load import Base
 from topcoat.planning.bill import Bill
 from topcoat.planning.loaded import fused_blocks, loaded_counts
@@ -30,7 +31,7 @@ from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.planning.model_files import shapes_here
 from topcoat.planning.possible import require_possible
 from topcoat.planning.process import product_bytes
-from topcoat.planning.sizes import ROUNDING, Setup, activation_room, bill_of
+from topcoat.planning.sizes import ROUNDING, Setup, activation_room, bill_of, graph_bytes
 from topcoat.quant.dense import NAMES
 from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
@@ -231,6 +232,9 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
         runtime_bytes=runtime_bytes,
         product_bytes=_products(base, data, computed, by_hand=True),
     )
+    sizes = block_sizes(base.model)
+    if settings.cuda_graphs and sizes is not None:
+        setup = replace(setup, graph_bytes=graph_bytes(counts, setup, sizes[0]))
     if base.device.type == "cuda":  # what is free there leaves the process and its context out already
         setup = replace(setup, runtime_bytes=0, working_bytes=0, rounding=ROUNDING)
     free = free_memory(base.device)

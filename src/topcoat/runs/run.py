@@ -80,6 +80,8 @@ def run(
         began = time.perf_counter()
         with listener.progress("training", session.plan.steps.total) as advance:
             progress = train(session.loop(advance))
+        if session.replay is not None:
+            listener.say(session.replay.describe())
         if stop.stop is not None:
             raise interrupted(stop, f"saved step {progress.step}", folder)
         keep_best(session, progress, listener)

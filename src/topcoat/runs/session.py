@@ -16,7 +16,6 @@ from topcoat.data.batches import Batch
 from topcoat.data.load import Dataset
 from topcoat.errors import Refused, TopcoatError
 from topcoat.files import write_file
-from topcoat.kernels.graph import CudaCapture
 from topcoat.model.load import Base
 from topcoat.recipe.load import dump_recipe
 from topcoat.recipe.schema import Recipe
@@ -263,9 +262,9 @@ def prepare(
         receipt=now,
         rule=rule,
     )
-    if plan.engine.graphs and plan.engine.fused is not None:
-        capture, tokens = CudaCapture(base.device), plan.micro_batch_tokens
-        session.replay = make_replay(plan.engine.fused, recipe.train, tokens, session.optimizer, capture, listener.say)
+    session.replay = make_replay(
+        plan.engine, recipe.train, plan.micro_batch_tokens, base.device, session.optimizer, listener.say
+    )
     if resumed:
         _resume(session, listener)
     return session

@@ -24,6 +24,7 @@ from topcoat.model.load import Base
 from topcoat.recipe.schema import Recipe
 from topcoat.runs.attaching import attach_to, optimizer_for
 from topcoat.runs.compute import make_loss
+from topcoat.runs.graphs import make_replay
 from topcoat.runs.listener import Listener
 from topcoat.runs.opening import RunPlan, free_memory, plan_run
 from topcoat.runs.scoring import Evaluating
@@ -124,6 +125,8 @@ def run_trial(bench: Bench, recipe: Recipe, label: str, at_rung: Callable[[int, 
                     watch.verdict = at_rung(rungs[step], held.mean_loss(loss))
 
         base.model.train()
+        optimizer = bench.optimizer(recipe, adapters)
+        tokens, say = plan.micro_batch_tokens, bench.listener.say
         with bench.listener.progress(label, total) as advance:
             train(
                 Training(
@@ -133,7 +136,7 @@ def run_trial(bench: Bench, recipe: Recipe, label: str, at_rung: Callable[[int, 
                     settings=recipe.train,
                     peak_learning_rate=plan.learning_rate,
                     seed=recipe.seed,
-                    optimizer=bench.optimizer(recipe, adapters),
+                    optimizer=optimizer,
                     scale=LossScale.for_dtype(base.compute_dtype),
                     evaluate_every=1,
                     validate=validate,
@@ -142,8 +145,9 @@ def run_trial(bench: Bench, recipe: Recipe, label: str, at_rung: Callable[[int, 
                     explain=lambda batch: "these settings do not train",
                     memory=lambda: memory_bytes(base.device),
                     stop=watch,
-                    say=bench.listener.say,
+                    say=say,
                     rule=step_rule(adapters, total),
+                    replay=make_replay(plan.engine, recipe.train, tokens, base.device, optimizer, say),
                 )
             )
     if bench.stop.stop is not None:

@@ -142,7 +142,8 @@ def probe(run: Training) -> None:
 
 def _probe(run: Training, batch: Batch) -> None:
     seed_micro_batch(run.seed, 0, 0)
-    loss = _add_gradient(run, batch, run.scale.value / max(1, batch.n_target_tokens))
+    for _ in range(1 if run.replay is None else 2):  # the second captures, which takes memory too
+        loss = _add_gradient(run, batch, run.scale.value / max(1, batch.n_target_tokens))
     if run.progress.step == 0 and batch.n_target_tokens and bool(torch.isfinite(loss)):
         require_gradients(run.parameters)
     run.optimizer.zero_grad()

@@ -1,16 +1,17 @@
 """Micro batches by graphs: a shape is launched, captured, held to the launches, and from then on replayed.
 
-A graph that has kept a number which should have changed (a border, a label, a learning rate) gives wrong gradients and
-no error. So a capture is not believed: it has to give, on PROOFS micro batches of its shape, the loss and the gradient
-that launches give on the very same tensors. Until then the launches' answer is used; where the two differ, or nothing
-can be captured, graphs are given up and the run goes on by launches, over the same padded batches, with the same bits.
+A graph that has kept a number which should have changed (a border, a label, a parameter) gives wrong gradients and no
+error. So a capture is not believed: it has to give, on PROOFS micro batches of its shape, the loss and the gradient
+that launches give on the very same tensors, the second time with parameters that an update has changed. Until then the
+launches' answer is used; where the two differ, or something cannot be captured, graphs are given up and the run goes
+on by launches, over the same padded batches, with the same bits.
 
-A buffer that has moved since (kernels/moves.py) makes every graph worthless; its shape begins again.
+A buffer that has moved since a capture (kernels/moves.py) makes every graph worthless: all go at once, and shapes begin
+again.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,48 +21,52 @@ from torch import Tensor
 from topcoat.data.batches import Batch
 from topcoat.kernels.graph import Capture
 from topcoat.kernels.moves import moves
+from topcoat.training.halving import first_line, is_out_of_memory
 from topcoat.training.objectives.sft import target_positions
+from topcoat.training.optimizers.trained import Flat
 from topcoat.training.static_batch import StaticBatch, StaticShape, shape_of
 
 PROOFS = 2
-"""Micro batches that a graph must get right: on the first it was captured, on the second all values are new."""
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 1e-2
-"""|difference| / |value|, of the gradient in the Euclidean norm. FlashAttention's backward adds in any order, which
-moves bf16 gradients by 1e-3 or so; a stale label or border moves them by a tenth and more."""
+"""Micro batches that a graph must get right before it is used."""
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 3e-2
+"""|difference| / |value|, of each parameter's gradient in the Euclidean norm. FlashAttention's backward adds in any
+order, which moves bf16 gradients by 1e-3 or so; a stale label or border moves them by a tenth and more."""
+SMALL_SHARE = 1e-3
+"""A parameter whose gradient is a smaller share of the whole than this is held to that share: it is mostly rounding."""
 MOST_GRAPHS = 24
-"""Shapes kept; the one that was not met for longest goes first. A graph holds some kilobytes for each launch."""
+"""Shapes that are captured; others are launched. A graph holds some kilobytes for each launch."""
 
 
 @dataclass
-class _Known:
-    """What is known of one shape."""
+class _Shape:
+    """What is known of the batches of one shape."""
 
     batch: StaticBatch
     loss: Tensor
     """() float32, where launches and graph leave it."""
+    launches: int = 0
+    """Micro batches computed so. The first makes every buffer and kernel that a capture must find."""
     graph: Callable[[], None] | None = None
-    moves: int = -1
-    """When it was captured."""
     proofs: int = 0
-    launched: bool = False
-    """Once, so that a capture finds every buffer and kernel made."""
+    proved_at: Tensor | None = None
+    """The parameters (P,) of the newest proof; None once there are enough."""
 
 
 class Replay:
-    """Adds the gradient of a micro batch to the parameters', by graphs where they are proved."""
+    """Adds the gradient of a micro batch to that of `trained`, by graphs where they are proved."""
 
     def __init__(
         self,
         loss: Callable[[StaticBatch], Tensor],
-        gradients: Tensor,
+        trained: Flat,
         budget_tokens: int,
         capture: Capture,
         say: Callable[[str], None],
     ) -> None:
-        self._loss, self._capture, self._say = loss, capture, say
-        self._gradients = gradients  # (P,): every parameter's `.grad` is a view into it
+        self._loss, self._trained, self._capture, self._say = loss, trained, capture, say
         self._budget_tokens = budget_tokens
-        self._known: OrderedDict[StaticShape, _Known] = OrderedDict()
+        self._shapes: dict[StaticShape, _Shape] = {}
+        self._moves = moves()
         self.given_up: str | None = None
         """Why no graph is used any more."""
         self.launched = self.replayed = 0
@@ -69,84 +74,108 @@ class Replay:
 
     def __call__(self, batch: Batch, factor: float) -> Tensor:
         """Adds the gradient of factor * loss(batch) of a packed batch; -> the loss, a float32 scalar."""
-        known = self._of(batch)
-        known.batch.fill(batch, factor)
-        if known.graph is not None and known.moves != moves():
-            self._begin_again(known)
-        if known.graph is not None and known.proofs >= PROOFS:
-            known.graph()
+        if self._moves != moves() and self._captured():
+            self.forget()
+        self._moves = moves()
+        shape = self._prepare(batch, factor)
+        if shape.proofs >= PROOFS and shape.graph is not None:
+            shape.graph()
             self.replayed += 1
-        elif self.given_up or not known.launched or not batch.n_target_tokens:
-            self._launch(known)
+        elif self._may_prove(shape) and batch.n_target_tokens:
+            self._prove(shape)
         else:
-            self._prove(known)
-        return known.loss.clone()
+            self._launch(shape)
+        return shape.loss.clone()
 
     def forget(self) -> None:
         """Let go of every graph and its memory; shapes begin again."""
-        self._known.clear()
+        self._shapes.clear()
+        self._capture.forget()
 
-    def _of(self, batch: Batch) -> _Known:
-        shape = shape_of(batch, len(target_positions(batch)[0]), self._budget_tokens)
-        known = self._known.get(shape)
-        if known is None:
-            device = self._gradients.device
-            known = self._known[shape] = _Known(StaticBatch(shape, device), torch.zeros((), device=device))
-            if len(self._known) > MOST_GRAPHS:
-                self._known.popitem(last=False)
-        self._known.move_to_end(shape)
-        return known
+    def describe(self) -> str:
+        """How the micro batches so far were computed."""
+        return f"CUDA graphs: {self.replayed:,} of {self.replayed + self.launched:,} micro batches were replayed"
 
-    def _begin_again(self, known: _Known) -> None:
-        known.graph, known.proofs, known.launched = None, 0, False
+    def _prepare(self, batch: Batch, factor: float) -> _Shape:
+        """The batch in the tensors of its shape."""
+        targets = target_positions(batch)
+        key = shape_of(batch, len(targets[0]), self._budget_tokens)
+        if key not in self._shapes:
+            device = self._trained.device
+            self._shapes[key] = _Shape(StaticBatch(key, device), torch.zeros((), device=device))
+        self._shapes[key].batch.fill(batch, targets, factor)
+        return self._shapes[key]
 
-    def _launch(self, known: _Known) -> None:
-        with self._capture.aside():
-            self._compute(known)
-        known.launched = True
+    def _may_prove(self, shape: _Shape) -> bool:
+        room = shape.graph is not None or self._captured() < MOST_GRAPHS
+        return self.given_up is None and shape.launches > 0 and room
+
+    def _captured(self) -> int:
+        return sum(shape.graph is not None for shape in self._shapes.values())
+
+    def _launch(self, shape: _Shape, *, may_wait: bool = True) -> None:
+        with self._capture.aside() if may_wait else self._capture.without_waits():
+            self._compute(shape)
+        shape.launches += 1
         self.launched += 1
 
-    def _compute(self, known: _Known) -> None:
+    def _compute(self, shape: _Shape) -> None:
         """What is launched, and what is captured."""
-        loss = self._loss(known.batch)
-        (loss * known.batch.factor).backward()
-        known.loss.copy_(loss.detach())
+        loss = self._loss(shape.batch)
+        (loss * shape.batch.factor).backward()
+        shape.loss.copy_(loss.detach())
 
-    def _prove(self, known: _Known) -> None:
+    def _prove(self, shape: _Shape) -> None:
         """Launches give the answer; the graph, captured now if there is none, has to give it too."""
-        before = self._gradients.clone()
-        self._launch(known)
-        answer, loss = self._gradients.clone(), known.loss.clone()
-        if known.graph is None:
-            at = moves()
-            try:
-                known.graph = self._capture.capture(lambda: self._compute(known))
-            except RuntimeError as error:
-                self._give_up(f"a micro batch cannot be captured: {str(error).splitlines()[0]}")
-            known.moves = moves()
-            if known.moves != at:  # a buffer was made inside the capture: its memory is the graph's
-                self._begin_again(known)
-        if known.graph is not None:
-            known.loss.zero_()
-            self._gradients.copy_(before)
-            known.graph()
-            self._judge(known, loss, answer, before)
-        self._gradients.copy_(answer)
-        known.loss.copy_(loss)
-
-    def _judge(self, known: _Known, loss: Tensor, answer: Tensor, before: Tensor) -> None:
-        """Count a proof, or give graphs up. A loss that is not finite proves nothing."""
-        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(answer).all()):
+        gradients = self._trained.gradients
+        before = gradients.clone()
+        try:
+            self._launch(shape, may_wait=False)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self._give_up(f"a micro batch cannot be captured: {first_line(error)}")
+            gradients.copy_(before)
+            self._launch(shape)
             return
-        of_loss = float((known.loss - loss).abs() / loss.abs().clamp(min=1e-12))
-        of_gradient = float((self._gradients - answer).norm() / (answer - before).norm().clamp(min=1e-12))
-        if of_loss <= LOSS_TOLERANCE and of_gradient <= GRADIENT_TOLERANCE:
-            known.proofs += 1
-        else:
-            self._give_up(f"a graph's loss is off by {of_loss:.1e} and its gradient by {of_gradient:.1e}")
+        answer, loss = gradients.clone(), shape.loss.clone()
+        try:
+            if shape.graph is None:
+                shape.graph = self._capture.capture(lambda: self._compute(shape))
+            shape.loss.zero_()
+            gradients.copy_(before)
+            shape.graph()
+            if bool(torch.isfinite(loss)) and bool(torch.isfinite(answer).all()):  # else nothing is proved
+                self._judge(shape, loss, answer, before)
+        except RuntimeError as error:
+            self._give_up(f"a micro batch cannot be captured: {first_line(error)}")
+        gradients.copy_(answer)
+        shape.loss.copy_(loss)
+
+    def _judge(self, shape: _Shape, loss: Tensor, answer: Tensor, before: Tensor) -> None:
+        """Count a proof, or give graphs up."""
+        of_loss = float((shape.loss - loss).abs() / loss.abs().clamp(min=1e-12))
+        name, of_gradient = self._furthest(answer - before, self._trained.gradients - answer)
+        if not (of_loss <= LOSS_TOLERANCE and of_gradient <= GRADIENT_TOLERANCE):
+            self._give_up(f"a graph's loss is off by {of_loss:.1e}, the gradient of {name} by {of_gradient:.1e}")
+        elif shape.proved_at is None or not torch.equal(shape.proved_at, self._trained.values):
+            shape.proofs += 1
+            shape.proved_at = self._trained.values.clone() if shape.proofs < PROOFS else None
+
+    def _furthest(self, gradient: Tensor, difference: Tensor) -> tuple[str, float]:
+        """The parameter whose gradient (of `gradient`, (P,)) is off most, and by what share of its norm."""
+        names = list(self._trained.places)
+        norms, off = (
+            torch.stack(torch._foreach_norm(list(self._trained.cut(vector).values())))
+            for vector in (gradient, difference)
+        )
+        shares = off / norms.clamp(min=max(float(norms.norm()) * SMALL_SHARE, 1e-30))
+        worst = int(shares.nan_to_num(nan=torch.inf).argmax())
+        return names[worst], float(shares[worst])
 
     def _give_up(self, reason: str) -> None:
         self.given_up = reason
-        for known in self._known.values():
-            self._begin_again(known)
+        for shape in self._shapes.values():
+            shape.graph, shape.proofs = None, 0
+        self._capture.forget()
         self._say(f"no CUDA graphs from here on ({reason}); the run goes on by launches, with the same results")

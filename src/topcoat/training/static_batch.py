@@ -22,7 +22,6 @@ from topcoat.data.batches import PADDING, Batch
 from topcoat.kernels.documents import StaticDocuments
 from topcoat.kernels.row_counts import MOST_ROWS, ROUND
 from topcoat.training.objectives.hidden import filled_up
-from topcoat.training.objectives.sft import target_positions
 
 PIECES = 8
 """Tokens of a micro batch, and rows of its loss, are rounded up to such a part of the whole."""
@@ -81,16 +80,16 @@ class StaticBatch:
         self.factor = self._fields.factor
         """What the loss is multiplied with before the backward."""
 
-    def fill(self, batch: Batch, factor: float) -> None:
-        """Take over a packed batch that has this shape, or is smaller."""
+    def fill(self, batch: Batch, found: tuple[Tensor, Tensor], factor: float) -> None:
+        """Take over a packed batch that has this shape, or is smaller, and its `target_positions`."""
         assert batch.cu_seqlens is not None
         tokens = batch.input_ids.numel()
-        positions, targets = target_positions(batch)
+        positions, targets = found
         host = torch.empty_like(self._buffer, device="cpu")
         into = _fields(host, self.shape)
         into.input_ids.fill_(PADDING)[0, :tokens] = batch.input_ids[0]
-        into.position_ids[0, :tokens] = batch.position_ids[0]
-        into.position_ids[0, tokens:] = torch.arange(self.shape.tokens - tokens)
+        # nothing reads the filling; zeros, because a rotary embedding may go by the largest position of a batch
+        into.position_ids.zero_()[0, :tokens] = batch.position_ids[0]
         into.borders.fill_(self.shape.tokens)[: len(batch.cu_seqlens)] = batch.cu_seqlens
         into.targets.zero_()
         into.row_weights.zero_()
