@@ -5,7 +5,7 @@ CUDA graph keeps the kernels of a whole forward and backward with their argument
 were while it was captured. So everything that differs between two replays has to lie in tensors that stand still, and
 nothing inside may wait for the device. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
-Graphs of one device live and die together. From torch 2.13 on, the end of one frees the matrix library's workspace of
+Graphs of one device live and die together: in recent torch the end of one frees the matrix library's workspace of
 its stream, whose address the others hold (pytorch issue 193402).
 """
 

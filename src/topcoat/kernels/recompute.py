@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 Policy = Literal["none", "mlp", "qkv", "block", "offload"]
@@ -73,7 +74,7 @@ class BlockSizes:
 
     def token_bytes(self, policy: Policy, element_bytes: int = 2) -> int:
         """Bytes one token of one layer keeps."""
-        return self.kept(policy) * element_bytes + 4 * self.log_sum_exps(policy)
+        return _token_bytes(self, policy, element_bytes)
 
     def recomputed(self, policy: Policy) -> int:
         """Multiply-adds of products that the backward repeats for one token; attention's own grow with length."""
@@ -85,6 +86,11 @@ class BlockSizes:
         if policy in ("block", "offload"):
             again += self.hidden * self.query
         return again
+
+
+@cache  # a search of plans asks for the same few a hundred thousand times
+def _token_bytes(size: BlockSizes, policy: Policy, element_bytes: int) -> int:
+    return size.kept(policy) * element_bytes + 4 * size.log_sum_exps(policy)
 
 
 def held_bytes(layers: Sequence[BlockSizes], policies: Sequence[Policy], tokens: int, element_bytes: int = 2) -> int:
