@@ -21,7 +21,7 @@ LAYERS = (  # top to bottom; folders that share a line do not import each other,
     {"adapters"},
     {"quant"},
     {"kernels"},
-    {"errors", "units", "config", "files", "json_files"},
+    {"errors", "units", "config", "disk_errors", "files", "run_lock", "json_files"},
 )
 FILES = sorted(SOURCE.rglob("*.py"))
 LIGHT = ["topcoat.recipe.schema", "topcoat.recipe.load", "topcoat.errors", "topcoat.units", "topcoat.config"]

@@ -10,7 +10,6 @@ Source: Pillai et al. 2014, "All File Systems Are Not Created Equal" (OSDI), on 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -21,10 +20,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
+from topcoat.disk_errors import LASTING, PASSING, disk_error
 from topcoat.errors import TopcoatError
-from topcoat.units import show_bytes
 
 TEMPORARY = re.compile(r"\.tmp-(\d+)-([0-9a-f]{8})$")
 CHUNK_BYTES = 8 * 2**20  # one write or read; small enough that a signal is never far away
@@ -34,65 +32,6 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # Nonces of the temporaries this process is filling. A restarted container gets its old pid again, so "my pid" alone
 # does not tell a stray of the last life from a file being written now.
 _being_written: set[str] = set()
-
-PASSING: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("no space is left on the disk", "free space on that disk, or put the output on another one"),
-    errno.EDQUOT: ("the disk quota is used up", "delete files counted in the quota, or put the output on another disk"),
-    errno.EFBIG: ("the file would pass the size limit", "raise the limit (ulimit -f), or use another file system"),
-    errno.EIO: ("the disk reports an input/output error", "check the disk and its cable or network (dmesg)"),
-    errno.EROFS: ("the disk is mounted read-only", "mount it writable (mount -o remount,rw), or use another disk"),
-    errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n)"),
-    errno.ENFILE: ("the machine has too many files open", "raise fs.file-max, or end programs that hold files"),
-}
-"""Errors that may pass while a run waits: errno -> (what it means, what to do)."""
-
-LASTING: dict[int, tuple[str, str]] = {
-    errno.EACCES: ("permission is denied", "give this user write permission there, or use another folder"),
-    errno.EPERM: ("the system does not permit it", "use a folder of this user on an ordinary file system"),
-    errno.ENOENT: ("the folder is not there", "make the folder, or correct the path"),
-    errno.ENOTDIR: ("a part of the path is a file", "use another path, or move that file away"),
-    errno.EISDIR: ("the path is a folder", "use another path, or move that folder away"),
-    errno.EEXIST: ("the path exists already", "use another path, or move what is there away"),
-    errno.ENOTEMPTY: ("the path exists already", "use another path, or move what is there away"),
-    errno.ENAMETOOLONG: ("the name is too long", "use a shorter path"),
-    errno.ELOOP: ("the path is a symbolic link", "use the path the link points to"),
-}
-"""Errors that waiting does not cure."""
-
-
-class DiskFull(TopcoatError):
-    """The disk cannot take the bytes now and may later: full, over quota, failing, read-only. Exit code 1.
-
-    `need` and `free` are bytes, None where unknown; `errno` is the system's number.
-    """
-
-    exit_code = 1
-
-    def __init__(self, what: str, where: str = "", fix: str = "", *, need: int | None, free: int | None, errno: int):
-        super().__init__(what, where, fix)
-        self.need, self.free, self.errno = need, free, errno
-
-
-def free_bytes(path: Path) -> int | None:
-    """Bytes this user may still write on the disk of `path` (or of its nearest folder that exists); None if unknown."""
-    for folder in (path, *path.parents):
-        with suppress(OSError):
-            status = os.statvfs(folder)
-            return status.f_bavail * status.f_frsize
-    return None
-
-
-def disk_error(error: OSError, path: Path, need: int | None) -> TopcoatError:
-    """What `error` means for someone who wanted to write `need` bytes to `path`: a DiskFull where waiting may help."""
-    number = error.errno or 0
-    reason, fix = PASSING.get(number) or LASTING.get(number) or (error.strerror or str(error), "use another folder")
-    free = free_bytes(path.parent)
-    room = [f"need {show_bytes(need)}"] if need is not None else []
-    room += [f"{show_bytes(free)} free"] if free is not None else []
-    what = f"cannot write {path.name}: {reason}" + (f" ({', '.join(room)})" if room else "")
-    if number in PASSING:
-        return DiskFull(what, str(path), fix, need=need, free=free, errno=number)
-    return TopcoatError(what, str(path), fix)
 
 
 def temporary_beside(final: Path) -> Path:
@@ -289,63 +228,3 @@ def _is_being_written(pid: int, nonce: str) -> bool:
     except PermissionError:  # alive, and somebody else's
         return True
     return True
-
-
-class RunLock:
-    """One writer for a run folder: an flock on `<run>/.lock`, which the system drops when the process dies.
-
-    The file holds the pid for the message, and stays: only its holder may `remove` it, from a folder left unused.
-    """
-
-    NAME = ".lock"
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.path = run / self.NAME
-        self._descriptor = -1
-
-    def __enter__(self) -> RunLock:
-        """Raises TopcoatError: another process writes this run, or the folder cannot be locked."""
-        while not self._lock():
-            continue
-        return self
-
-    def _lock(self) -> bool:
-        """Open and lock the file; False if its holder removed it in between, so that it is not the one to lock."""
-        try:
-            make_folder(self.run)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise disk_error(error, self.path, None) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink == 0:
-                os.close(descriptor)
-                return False
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise TopcoatError(
-                f"{self.run} is being written by process {holder}",
-                str(self.path),
-                f"wait for it, stop it (kill {holder}), or use another output folder",
-            ) from error
-        except OSError as error:
-            os.close(descriptor)
-            raise disk_error(error, self.path, None) from error
-        self._descriptor = descriptor
-        return True
-
-    def remove(self) -> None:
-        """Delete the file while it is held: for a folder in which nothing was written."""
-        with suppress(OSError):
-            os.unlink(self.path)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # closing alone would leave it with forked children
-        os.close(self._descriptor)
-        self._descriptor = -1

@@ -10,8 +10,8 @@ import pytest
 from topcoat.data.checks.files import check_files
 from topcoat.data.load import load_data
 from topcoat.data.view import TRAINED
+from topcoat.disk_errors import DiskFull
 from topcoat.errors import TopcoatError
-from topcoat.files import DiskFull
 from topcoat.planning.micro_batch import micro_batch_tokens
 from topcoat.recipe.load import recipe_from_dict
 from topcoat.runs import checking

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from topcoat.disk_errors import disk_error
 from topcoat.errors import Refused, TopcoatError
-from topcoat.files import disk_error
 from topcoat.runs.finish import save_adapter
 from topcoat.runs.merging import merge_run
 from topcoat.training import trackers

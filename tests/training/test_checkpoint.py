@@ -11,8 +11,8 @@ import pytest
 import torch
 from saved_runs import IDENTITY, STATE, names, run, save, stored, tensors
 
+from topcoat.disk_errors import DiskFull
 from topcoat.errors import TopcoatError
-from topcoat.files import DiskFull
 from topcoat.training import checkpoint as checkpoint_module
 
 

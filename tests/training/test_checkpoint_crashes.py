@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from one_save import CALLS, assert_goes_on, assert_whole, run, save
 
+from topcoat.disk_errors import DiskFull
 from topcoat.errors import TopcoatError
-from topcoat.files import DiskFull
 from topcoat.training.checkpoint import Checkpoints
 from topcoat.training.patience import save_with_patience
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from topcoat.disk_errors import DiskFull
 from topcoat.errors import TopcoatError
-from topcoat.files import DiskFull
 from topcoat.training.patience import save_with_patience
 
 

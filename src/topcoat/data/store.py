@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topcoat.disk_errors import disk_error
 from topcoat.errors import TopcoatError
-from topcoat.files import disk_error
 
 VERSION = 1
 PIECE_BYTES = 4 * 2**20

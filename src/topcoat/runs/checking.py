@@ -30,8 +30,8 @@ from topcoat.data.render import Renderer
 from topcoat.data.row_formats import to_conversations
 from topcoat.data.rows import SHOWN, BadRows, Row, iter_rows
 from topcoat.data.settings import DataSettings
+from topcoat.disk_errors import DiskFull
 from topcoat.errors import Problem, Refused, TopcoatError
-from topcoat.files import DiskFull
 from topcoat.model.skeleton import build_skeleton
 from topcoat.model.source import open_source
 from topcoat.planning.micro_batch import micro_batch_tokens

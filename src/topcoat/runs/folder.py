@@ -10,8 +10,9 @@ from typing import Any
 
 from topcoat.adapters.settings import AdapterConfig, FullConfig
 from topcoat.errors import TopcoatError
-from topcoat.files import TEMPORARY, RunLock, write_file
+from topcoat.files import TEMPORARY, write_file
 from topcoat.json_files import read_json_object
+from topcoat.run_lock import RunLock
 
 RECIPE = "recipe.yaml"
 

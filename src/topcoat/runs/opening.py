@@ -20,7 +20,7 @@ from topcoat.data.batches import Batch, StepPlan, micro_batches, worst_batch
 from topcoat.data.labels import LABELLED
 from topcoat.data.load import Dataset
 from topcoat.errors import TopcoatError
-from topcoat.files import RunLock, sweep_temporaries
+from topcoat.files import sweep_temporaries
 from topcoat.kernels.product_native import amx_library
 from topcoat.model.fuse import block_sizes
 from topcoat.model.load import Base
@@ -37,6 +37,7 @@ from topcoat.quant.embedding import FrozenEmbedding
 from topcoat.quant.linear import FrozenLinear
 from topcoat.recipe.load import load_recipe
 from topcoat.recipe.schema import Recipe
+from topcoat.run_lock import RunLock
 from topcoat.runs.engine import Engine, choose_engine
 from topcoat.runs.folder import RunFolder
 from topcoat.runs.graphs import require_graphs

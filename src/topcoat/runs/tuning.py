@@ -22,10 +22,11 @@ import torch
 
 from topcoat.data.load import load_data
 from topcoat.errors import Interrupted, Refused, TopcoatError
-from topcoat.files import RunLock, write_file
+from topcoat.files import write_file
 from topcoat.recipe.load import dump_recipe
 from topcoat.recipe.schema import Recipe
 from topcoat.report.tuning_page import tuning_page
+from topcoat.run_lock import RunLock
 from topcoat.runs.folder import RunFolder, write_json
 from topcoat.runs.listener import Listener, Silent
 from topcoat.runs.room import room_for_text

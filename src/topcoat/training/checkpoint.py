@@ -18,17 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
+from topcoat.disk_errors import DiskFull, disk_error, free_bytes
 from topcoat.errors import Problem, TopcoatError
-from topcoat.files import (
-    DiskFull,
-    discard,
-    disk_error,
-    free_bytes,
-    publish_directory,
-    sha256_file,
-    sweep_temporaries,
-    write_new,
-)
+from topcoat.files import discard, publish_directory, sha256_file, sweep_temporaries, write_new
 from topcoat.model.safetensors_source import SafeTensor, read_tensors
 from topcoat.training import manifest as manifests
 from topcoat.training.manifest import Damaged, FileRecord, Manifest

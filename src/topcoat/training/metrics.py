@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from topcoat.disk_errors import disk_error
 from topcoat.errors import TopcoatError
-from topcoat.files import disk_error, make_folder, sync_folder
+from topcoat.files import make_folder, sync_folder
 
 NOT_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

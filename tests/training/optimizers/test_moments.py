@@ -11,8 +11,8 @@ import tempfile
 import pytest
 import torch
 
+from topcoat.disk_errors import DiskFull
 from topcoat.errors import TopcoatError
-from topcoat.files import DiskFull
 from topcoat.training.optimizers import moments as module
 from topcoat.training.optimizers.moments import FileMoments
 

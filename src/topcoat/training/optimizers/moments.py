@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+from topcoat.disk_errors import DiskFull, disk_error, free_bytes
 from topcoat.errors import TopcoatError
-from topcoat.files import CHUNK_BYTES, DiskFull, disk_error, free_bytes
+from topcoat.files import CHUNK_BYTES
 from topcoat.training.optimizers.sizes import SLICE
 
 NAME = "optimizer moments"
