@@ -145,7 +145,8 @@ def _products(request: Request, counts: Counts) -> int:
     if request.device.kind == "cuda":
         return 0
     ours = request.device.tiles and counts.blocks is not None
-    return product_bytes(request.tokens, request.longest, request.row_tokens, request.compute_dtype, ours=ours)
+    sizes = request.tokens, request.longest, request.row_tokens, request.compute_dtype
+    return product_bytes(*sizes, ours=ours, batches=request.micro_batches)
 
 
 def _policies(request: Request, counts: Counts, setup: Setup) -> tuple[Policy, ...]:

@@ -13,8 +13,9 @@ a run gives it back before its first step (`training/memory.py`). `bench/plan` m
 
 from __future__ import annotations
 
+import math
+
 from topcoat.kernels.recompute import BlockSizes
-from topcoat.kernels.row_counts import ROUND
 
 PROCESS_BYTES = 465 * 10**6
 """Before any model is loaded; 155 MB of it are pages of the libraries' files."""
@@ -23,14 +24,15 @@ TOKEN_BYTES = 1000
 LIBRARY_BYTES = 75 * 10**6
 """25 MB of code pages between the first import and the end of a step, 50 MB of what oneDNN takes at once."""
 
-PRODUCT_BYTES = 370_000
-"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 124 MB for the 338 of some steps of
-chat rows."""
-PRODUCTS = 42
-"""Products of a step with stacked weights and LoRA, by what their rows are: 22 tokens, 16 positions of the last block,
-4 rows of logits."""
-MOST_COUNTS = 8
-"""Packed examples of many lengths bring up many numbers of rows: five steps of chat rows 6 to 12 of each kind."""
+PRODUCT_BYTES = 600_000
+"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 323 MB for 540 of them, over 70 steps
+of chat rows on a processor without AMX."""
+KINDS = ((22, 64 * 1.6), (16, 256), (4, 64 * 1.45))
+"""Products of a step with stacked weights and LoRA by what their rows are (tokens, positions of the last block, rows of
+logits), and of how many tokens of a micro batch each number of them comes up once: multiples of 64 and 256, of which 70
+steps of chat rows in 2,048 tokens met 17 of 32, 8 of 8 and 20 of 32."""
+OTHER_BATCHES = 4
+"""Batches of a run beside those of its steps: the rehearsal and some validation."""
 SAME_LENGTH = 1.1
 """Examples count as of one length while the longest is at most this times their mean."""
 
@@ -42,16 +44,26 @@ def library_bytes(vocab: int) -> int:
     return TOKEN_BYTES * vocab + LIBRARY_BYTES
 
 
-def product_bytes(tokens: int, longest: float, mean: float, compute_dtype: str, *, ours: bool) -> int:
-    """What oneDNN keeps of the products that it builds, in micro batches of up to `tokens` positions.
+def product_bytes(
+    tokens: int, longest: float, mean: float, compute_dtype: str, *, ours: bool, batches: float | None
+) -> int:
+    """What oneDNN keeps of the products that it builds in a run of `batches` micro batches of up to `tokens` positions.
 
-    `longest` and `mean` are lengths of examples. `ours` says that hand-written blocks compute on a processor with AMX:
-    in bf16 they multiply in code of ours, which builds nothing. In fp32 oneDNN has no part in it.
+    `longest` and `mean` are lengths of examples. Without a number of `batches` every number of rows comes up that can.
+    `ours` says that hand-written blocks compute on a processor with AMX: in bf16 they multiply in code of ours, which
+    builds nothing. In fp32 oneDNN has no part in it.
     """
     if compute_dtype == "fp32" or (ours and compute_dtype == "bf16"):
         return 0
-    counts = min(MOST_COUNTS, max(1, tokens // ROUND)) if longest > SAME_LENGTH * mean else 1
-    return PRODUCT_BYTES * PRODUCTS * counts
+    alike = longest <= SAME_LENGTH * mean
+    built = sum(products * (1 if alike else _met(max(1.0, tokens / step), batches)) for products, step in KINDS)
+    return round(PRODUCT_BYTES * built)
+
+
+def _met(possible: float, batches: float | None) -> float:
+    """How many of `possible` numbers, equally likely, come up in so many batches."""
+    drawn = math.inf if batches is None else batches + OTHER_BATCHES
+    return possible * (1 - math.exp(-drawn / possible))
 
 
 def temporary_bytes(size: BlockSizes, tokens: int, element_bytes: int) -> int:

@@ -110,6 +110,13 @@ class Request:
         per_epoch = max(1.0, self.rows * self.row_tokens / self.step_tokens)
         return max(1, round(self.train.epochs * per_epoch))
 
+    @property
+    def micro_batches(self) -> float | None:
+        """Micro batches of the run's steps; None where their number is not known."""
+        if self.steps is None:
+            return None
+        return self.steps * max(1.0, self.step_tokens * self.positions_a_token / self.tokens)
+
     def with_train(self, **changes: Any) -> Request:
         """The same with other settings of the loop."""
         return replace(self, train=self.train.model_copy(update=changes))

@@ -231,7 +231,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
         element_bytes=base.compute_dtype.itemsize,
         optimizer=settings.optimizer,
         runtime_bytes=runtime_bytes,
-        product_bytes=_products(base, data, computed, by_hand=True),
+        product_bytes=_products(base, data, steps, computed, by_hand=True),
     )
     sizes = block_sizes(base.model)
     if settings.cuda_graphs and sizes is not None:
@@ -244,7 +244,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     require_graphs(recipe, base, adapters, engine)
     engine = replace(engine, graphs=settings.cuda_graphs)
     counts = replace(counts, blocks=fused_blocks(engine.fused) if engine.fused else None)
-    built = _products(base, data, computed, by_hand=engine.fused is not None)
+    built = _products(base, data, steps, computed, by_hand=engine.fused is not None)
     setup = replace(setup, policies=engine.policies, recomputed=engine.checkpointing, product_bytes=built)
     return RunPlan(
         steps=steps,
@@ -257,13 +257,15 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     )
 
 
-def _products(base: Base, data: Dataset, tokens: int, *, by_hand: bool) -> int:
+def _products(base: Base, data: Dataset, steps: RunSteps, tokens: int, *, by_hand: bool) -> int:
     """What oneDNN's products take, with or without the hand-written blocks."""
     if base.device.type != "cpu":
         return 0
-    lengths, ours = data.train.lengths, by_hand and amx_library() is not None
-    dtype = NAMES[base.compute_dtype]
-    return product_bytes(tokens, float(lengths.max()), float(lengths.mean()), dtype, ours=ours)
+    longest, mean = float(data.train.lengths.max()), float(data.train.lengths.mean())
+    in_a_step = steps.plan.batch_tokens or steps.plan.batch_size * mean
+    batches = steps.total * max(1.0, in_a_step / tokens) + float(data.validation.lengths.sum()) / tokens
+    ours = by_hand and amx_library() is not None
+    return product_bytes(tokens, longest, mean, NAMES[base.compute_dtype], ours=ours, batches=batches)
 
 
 def scale_of(adapters: Adapters) -> str | None:
