@@ -22,8 +22,8 @@ INTRODUCTION = """# How exact plans are
 
 `topcoat plan` predicts the peak memory of a run from the model's shapes alone. Here every prediction stands beside the
 high-water mark of resident memory of a fresh process that ran the same recipe: loading, two steps after the largest
-micro batch, and saving. The models are SmolLM2-135M, and shapes of well-known models with random weights and a
-tokenizer of their vocabulary's size.
+micro batch (twenty where the name says so), and saving. The models are SmolLM2-135M, and shapes of well-known models
+with random weights and a tokenizer of their vocabulary's size.
 
 To measure on your machine: `make bench-plan`. It keeps what it has measured, so it can be stopped and started; all rows
 are in `bench/plan/results`, and this page is made from them by `python -m bench.plan.page`.
