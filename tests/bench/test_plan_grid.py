@@ -10,7 +10,7 @@ from bench.plan import run
 from bench.plan.fit import fitted
 from bench.plan.models import MODELS, _pairs
 from bench.plan.page import page, plot
-from bench.plan.points import COARSE, GRID, Point
+from bench.plan.points import COARSE, GRID, STEPS, Point
 
 from topcoat.planning.shapes import find_shape
 from topcoat.recipe.load import recipe_from_dict_with_notes
@@ -30,7 +30,7 @@ def test_the_grid_covers_what_it_says():
 def test_every_point_is_a_recipe(point):
     values = point.recipe("model", "rows.jsonl", "run")
     recipe, _ = recipe_from_dict_with_notes(values, "grid", (), check_files=False)
-    assert recipe.train.max_steps == 2
+    assert recipe.train.max_steps == point.more.get("train", {}).get("max_steps", STEPS)
 
 
 def test_a_row_is_measured_once_and_predicted_every_time(tmp_path, monkeypatch):
