@@ -273,3 +273,13 @@ def test_the_picture_names_every_part_however_thin(topcoat):
     [legend] = [line for line in done.out.splitlines() if line.startswith("█ frozen weights")]
     assert all(f"█ {part} " in legend for part in ("frozen weights", "what trains", "activations", "process"))
     assert "░ free " in legend
+
+
+def test_what_a_run_on_this_device_would_refuse_is_refused_by_its_plan_too(topcoat, recipe):
+    done = topcoat("plan", recipe(), "train.optimizer=adamw_8bit", "train.recompute=offload", "--device", "cpu")
+    assert done.code == 2
+    assert "train.optimizer adamw_8bit runs on cuda, and this run is on cpu" in done.err
+    assert "train.recompute is offload, which keeps activations in host memory" in done.err
+    done = topcoat("plan", recipe(), "train.optimizer=paged_adamw", "--device", "rtx4090")
+    assert done.code == 2
+    assert "train.optimizer paged_adamw runs on cpu, and this run is on cuda" in done.err

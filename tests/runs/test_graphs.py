@@ -8,7 +8,7 @@ from recorded_ops import RecordedOps, static_attention
 
 from topcoat.errors import Interrupted, TopcoatError
 from topcoat.model.tiny import tiny_model
-from topcoat.runs import graphs
+from topcoat.runs import graphs, opening
 from topcoat.runs.engine import Engine
 from topcoat.training.replay import Replay
 
@@ -26,6 +26,7 @@ def tape(monkeypatch):
             made.append(self)
 
     monkeypatch.setattr(graphs, "check_device", lambda base: [])
+    monkeypatch.setattr(opening, "require_device", lambda settings, device: None)
     monkeypatch.setattr(graphs, "CudaCapture", lambda device: RecordedOps())
     monkeypatch.setattr(graphs, "Replay", Remembered)
     with static_attention():
@@ -121,13 +122,23 @@ def test_adalora_is_refused_too(tape, tiny_recipe, train):
         train(recipe)
 
 
-def test_without_a_gpu_everything_in_the_way_is_said_at_once(tiny_recipe, train):
+def test_without_a_gpu_a_run_is_refused_before_anything_else_is_asked(tiny_recipe, train):
     with pytest.raises(TopcoatError) as caught:
         train(tiny_recipe(train={"cuda_graphs": True}, data={"packing": False}))
-    said = [problem.what for problem in caught.value.problems]
-    assert said == [
-        "train.cuda_graphs: this run computes on cpu, and graphs are for CUDA GPUs",
+    assert str(caught.value.problems[0]) == (
+        "train.cuda_graphs: this run computes on cpu, and graphs are for CUDA GPUs\n"
+        "  where: train.cuda_graphs\n"
+        "  fix:   write train.cuda_graphs: false, or train on a GPU"
+    )
+
+
+def test_everything_in_the_way_is_said_at_once(tape, tiny_recipe, train):
+    recipe = tiny_recipe(train={"cuda_graphs": True}, data={"packing": False}, adapter={"lora_dropout": 0.1})
+    with pytest.raises(TopcoatError) as caught:
+        train(recipe)
+    assert [problem.what for problem in caught.value.problems] == [
         "train.cuda_graphs: padded batches have too many shapes",
+        "train.cuda_graphs: the masks of dropout are drawn anew each time",
         "train.cuda_graphs: FlashAttention wants half precision",
     ]
 

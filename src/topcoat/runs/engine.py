@@ -22,6 +22,7 @@ from topcoat.model.parity import fused_difference, tolerance
 from topcoat.planning.activations import Ranks
 from topcoat.planning.counts import BlockCounts
 from topcoat.planning.sizes import fitting_policies
+from topcoat.training.on_device import offload_problem
 from topcoat.training.settings import Recompute
 
 
@@ -65,13 +66,9 @@ def choose_engine(
     Raises:
         TopcoatError: the recompute policy does not exist on this device.
     """
-    if recompute == "offload" and base.device.type != "cuda":
-        raise TopcoatError(
-            f"train.recompute is offload, which keeps activations in host memory, and this run computes on "
-            f"{base.device}, where they are already",
-            where="train.recompute",
-            fix="write recompute: block, or auto",
-        )
+    problem = offload_problem(recompute, base.device.type)
+    if problem is not None:
+        raise TopcoatError.gather([problem])
     policies = _policies(base, adapters, recompute, tokens, tokens if rows is None else rows, budget_bytes)
     if isinstance(adapters.config, FullConfig):
         return _plain(recompute, "full fine-tuning trains the layers themselves")

@@ -22,6 +22,7 @@ from topcoat.training.objectives.options import LossOptions
 from topcoat.training.objectives.sft import sft
 from topcoat.training.objectives.static_sft import static_sft
 from topcoat.training.objectives.table import OBJECTIVES
+from topcoat.training.on_device import graphs_problem
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.optimizers.trained import Flat
 from topcoat.training.replay import Replay
@@ -36,23 +37,25 @@ def require_graphs(recipe: Recipe, base: Base, adapters: Adapters, engine: Engin
     """Raises TopcoatError with all that stands in the way, where the recipe asks for CUDA graphs."""
     if not recipe.train.cuda_graphs:
         return
-    found = check_device(base) + check_recipe(recipe, adapters) + check_engine(base, engine)
-    if found:
-        key = "train.cuda_graphs"
-        raise TopcoatError.gather([Problem(f"{key}: {what}", where=key, fix=f"{fix}, {OFF}") for what, fix in found])
+    key = "train.cuda_graphs"
+    found = check_recipe(recipe, adapters) + check_engine(base, engine)
+    problems = [Problem(f"{key}: {what}", where=key, fix=f"{fix}, {OFF}") for what, fix in found]
+    problems = [*check_device(base), *problems]
+    if problems:
+        raise TopcoatError.gather(problems)
 
 
-def check_device(base: Base) -> list[tuple[str, str]]:
-    """(what is in the way, what to write) of the device."""
-    if base.device.type != "cuda":
-        return [(f"this run computes on {base.device}, and graphs are for CUDA GPUs", "set model.device to cuda")]
-    if torch.cuda.get_device_capability(base.device) < (8, 0):
-        return [("FlashAttention wants a GPU of compute capability 8.0 or more", "train on another GPU")]
-    return []
+def check_device(base: Base) -> list[Problem]:
+    """What is in the way of the device."""
+    problem = graphs_problem(base.device.type)
+    if problem is None and torch.cuda.get_device_capability(base.device) < (8, 0):
+        what = "train.cuda_graphs: FlashAttention wants a GPU of compute capability 8.0 or more"
+        problem = Problem(what, "train.cuda_graphs", "write train.cuda_graphs: false, or train on another GPU")
+    return [] if problem is None else [problem]
 
 
 def check_recipe(recipe: Recipe, adapters: Adapters) -> list[tuple[str, str]]:
-    """The same of what is trained and how."""
+    """(what is in the way, what to write) of what is trained and how."""
     found = []
     if not recipe.data.packing:
         found.append(("padded batches have too many shapes", "write data.packing: true"))

@@ -46,6 +46,7 @@ from topcoat.runs.timing import predicted_seconds
 from topcoat.training.memory import memory_bytes
 from topcoat.training.objectives.hidden import needed_rows, spans
 from topcoat.training.objectives.table import OBJECTIVES
+from topcoat.training.on_device import require_device
 from topcoat.training.schedule import default_learning_rate
 from topcoat.training.static_batch import shape_of
 from topcoat.units import show_bytes, show_count
@@ -207,6 +208,7 @@ def refuse_impossible(recipe: Recipe) -> None:
 def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runtime_bytes: int) -> RunPlan:
     """Everything the recipe left to be decided, decided here."""
     settings = recipe.train
+    require_device(settings, base.device.type)
     budget = micro_batch_tokens(settings.micro_batch_tokens, data.max_length)
     steps = RunSteps(data, recipe, budget)
     rate = settings.learning_rate

@@ -33,6 +33,7 @@ from topcoat.recipe.schema import Recipe
 from topcoat.runs.guiding import facts_of_plan
 from topcoat.runs.probing import Probe, probe_in_child
 from topcoat.runs.room import room_for_text
+from topcoat.training.on_device import require_device
 
 HERE = ("auto", "cpu")
 """Devices that are this machine's own."""
@@ -143,6 +144,7 @@ def plan_recipe(
     if measure:
         require_weights(recipe.model.path)
     used = named or _here(_gpu_for(recipe, device), facts, say)
+    require_device(recipe.train, used.kind)
     free = None if named else facts.available_bytes if used.kind == "cpu" else gpu_free_bytes()
     key = cpu_key(facts) if used.kind == "cpu" else used.name
     probe = probe_in_child(_on(recipe, device), say) if measure else None

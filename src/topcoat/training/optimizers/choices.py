@@ -10,22 +10,20 @@ from torch import nn
 
 from topcoat.errors import TopcoatError
 from topcoat.kernels.bitsandbytes_library import bitsandbytes_loads
+from topcoat.training.on_device import optimizer_problem
 from topcoat.training.optimizers.adamw import AdamW
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.optimizers.bitsandbytes import BitsAndBytesAdamW
 from topcoat.training.optimizers.moments import FileMoments, MemoryMoments
-from topcoat.training.optimizers.sizes import DEVICES
 from topcoat.training.optimizers.trained import Flat, Group, Separate, Trained
 from topcoat.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One optimizer: how it is made and what to do where it does not run. Its bytes and devices are in `sizes.py`."""
+    """One optimizer: how it is made. Its bytes and devices are in `sizes.py`."""
 
     make: Callable[[Trained, TrainSettings, Path], Optimizer]
-    instead: str = ""
-    """What to write where the device is another."""
     needs_bitsandbytes: bool = False
 
 
@@ -33,18 +31,15 @@ def _bitsandbytes(bits: int, *, paged: bool) -> Callable[[Trained, TrainSettings
     return lambda trained, settings, folder: BitsAndBytesAdamW(trained, settings, bits=bits, paged=paged)
 
 
-_CPU_INSTEAD = "write optimizer: adamw, or paged_adamw to keep the moments on a disk"
-
 OPTIMIZERS: dict[str, Choice] = {
     "adamw": Choice(
         lambda trained, settings, folder: AdamW(trained, settings, MemoryMoments(trained.size, trained.device))
     ),
-    "adamw_8bit": Choice(_bitsandbytes(8, paged=False), _CPU_INSTEAD, needs_bitsandbytes=True),
-    "paged_adamw_8bit": Choice(_bitsandbytes(8, paged=True), _CPU_INSTEAD, needs_bitsandbytes=True),
-    "paged_adamw_32bit": Choice(_bitsandbytes(32, paged=True), _CPU_INSTEAD, needs_bitsandbytes=True),
+    "adamw_8bit": Choice(_bitsandbytes(8, paged=False), needs_bitsandbytes=True),
+    "paged_adamw_8bit": Choice(_bitsandbytes(8, paged=True), needs_bitsandbytes=True),
+    "paged_adamw_32bit": Choice(_bitsandbytes(32, paged=True), needs_bitsandbytes=True),
     "paged_adamw": Choice(
-        lambda trained, settings, folder: AdamW(trained, settings, FileMoments(trained.size, folder)),
-        "write optimizer: adamw, or paged_adamw_32bit to let the driver move the moments to the host",
+        lambda trained, settings, folder: AdamW(trained, settings, FileMoments(trained.size, folder))
     ),
 }
 
@@ -77,14 +72,10 @@ def make_optimizer(
 
 
 def _require(optimizer: str, device: str) -> None:
-    choice = OPTIMIZERS[optimizer]
-    if device not in DEVICES[optimizer]:
-        raise TopcoatError(
-            f"train.optimizer {optimizer} runs on {' and '.join(DEVICES[optimizer])}, and this run is on {device}",
-            where="train.optimizer",
-            fix=choice.instead,
-        )
-    if choice.needs_bitsandbytes and not bitsandbytes_loads():
+    problem = optimizer_problem(optimizer, device)
+    if problem is not None:
+        raise TopcoatError.gather([problem])
+    if OPTIMIZERS[optimizer].needs_bitsandbytes and not bitsandbytes_loads():
         raise TopcoatError(
             f"train.optimizer {optimizer} needs bitsandbytes, which is not installed or does not load here",
             where="train.optimizer",
