@@ -28,8 +28,8 @@ def test_temporaries_are_those_of_attention_and_in_float32_what_torch_gathers():
     assert temporary_bytes(SIZE, 1024, 4) == 1024 * 4 * (5 * 576 + 4 * 192)
 
 
-def products(tokens=2048, longest=512.0, mean=60.0, dtype="bf16", *, ours=False, batches=None):
-    return product_bytes(tokens, longest, mean, dtype, ours=ours, batches=batches)
+def products(tokens=2048, longest=512.0, mean=60.0, dtype="bf16", *, ours=False, batches=None, packing=True):
+    return product_bytes(tokens, longest, mean, dtype, ours=ours, batches=batches, packing=packing)
 
 
 def test_products_that_are_built_grow_with_the_numbers_of_rows_that_come_up():
@@ -39,8 +39,14 @@ def test_products_that_are_built_grow_with_the_numbers_of_rows_that_come_up():
     assert found == sorted(found)
     assert one < found[0] < 0.3 * found[-1]
     assert found[-2] == found[-1]
-    assert products(8192) == pytest.approx(4 * products(2048), rel=1e-6)
+    assert products(1024) == pytest.approx(0.5 * products(2048), rel=1e-6)
+    assert products(8192) == 1024 * PRODUCT_BYTES  # oneDNN keeps no more
     assert products(64) == one
+
+
+def test_padded_batches_have_a_number_of_rows_each():
+    assert products(batches=16, packing=False) > products(batches=16)
+    assert products(batches=10_000, packing=False) == 1024 * PRODUCT_BYTES
 
 
 def test_what_seventy_steps_of_chat_rows_built_is_planned():

@@ -8,8 +8,10 @@ from recorded_ops import RecordedOps, static_attention
 
 from topcoat.errors import Interrupted, TopcoatError
 from topcoat.model.tiny import tiny_model
+from topcoat.recipe.load import recipe_from_dict
 from topcoat.runs import graphs, opening
 from topcoat.runs.engine import Engine
+from topcoat.runs.run import run
 from topcoat.training.replay import Replay
 
 BY_GRAPHS = {"model": {"compute_dtype": "bf16"}, "train": {"cuda_graphs": True, "micro_batch_tokens": 64}}
@@ -61,13 +63,6 @@ def test_a_stopped_run_by_graphs_ends_as_one_that_never_was(tape, tiny_recipe, t
 @pytest.mark.parametrize(
     ("sections", "said", "fix"),
     [
-        ({"data": {"packing": False}}, "padded batches have too many shapes", "write data.packing: true"),
-        ({"adapter": {"lora_dropout": 0.1}}, "the masks of dropout are drawn anew", "write adapter.lora_dropout: 0"),
-        (
-            {"train": {"neftune_noise_alpha": 5}},
-            "the noise of NEFTune is drawn",
-            "train.neftune_noise_alpha: null",
-        ),
         (
             {"adapter": {"method": "dora"}},
             "only hand-written blocks are captured (layers.0.self_attn.q_proj: ",
@@ -79,16 +74,46 @@ def test_a_stopped_run_by_graphs_ends_as_one_that_never_was(tape, tiny_recipe, t
             "write model.compute_dtype: bf16",
         ),
     ],
-    ids=["padded", "dropout", "NEFTune", "DoRA", "fp32"],
+    ids=["DoRA", "fp32"],
 )
-def test_what_cannot_be_captured_is_refused_with_what_to_write(sections, said, fix, tape, tiny_recipe, train):
+def test_what_the_engine_cannot_capture_is_refused_with_what_to_write(sections, said, fix, tape, tiny_recipe, train):
     merged = {name: {**BY_GRAPHS.get(name, {}), **sections.get(name, {})} for name in BY_GRAPHS | sections}
     with pytest.raises(TopcoatError) as caught:
         train(tiny_recipe(**merged))
     (problem,) = caught.value.problems
     assert problem.what.startswith(f"train.cuda_graphs: {said}")
-    assert fix in problem.fix
-    assert problem.fix.endswith(", or write train.cuda_graphs: false")
+    assert problem.fix == f"{fix}, or write train.cuda_graphs: false"
+
+
+ADALORA = {"method": "adalora", "init_r": 5, "target_r": 3, "tinit": 1, "tfinal": 2}
+UNCAPTURED = [
+    ({"data": {"packing": False}}, "data.packing is false and train.cuda_graphs is true: padded batches have too many"),
+    ({"adapter": {"lora_dropout": 0.1}}, "adapter.lora_dropout is 0.1 and train.cuda_graphs is true: a graph would"),
+    ({"train": {"neftune_noise_alpha": 5}}, "train.neftune_noise_alpha is 5 and train.cuda_graphs is true: a graph"),
+    ({"adapter": ADALORA}, "adapter.method is adalora and train.cuda_graphs is true: its ranks change from step to"),
+    (
+        {"train": {"objective": "regression"}},
+        "train.objective is regression and train.cuda_graphs is true: only tokens'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "said"), UNCAPTURED, ids=[said.split()[0] for _, said in UNCAPTURED])
+def test_what_the_recipe_rules_out_is_refused_before_anything_is_loaded(sections, said, tiny_recipe):
+    recipe = tiny_recipe(**BY_GRAPHS)
+    for section, values in sections.items():
+        recipe[section] = values if values is ADALORA else {**recipe[section], **values}
+    with pytest.raises(TopcoatError) as caught:
+        recipe_from_dict(recipe)
+    assert any(problem.what.startswith(said) for problem in caught.value.problems)
+    assert all(problem.fix for problem in caught.value.problems)
+
+
+def test_a_recipe_built_in_python_is_refused_too(tape, tiny_recipe):
+    recipe = recipe_from_dict(tiny_recipe(**BY_GRAPHS))
+    train = recipe.train.model_copy(update={"neftune_noise_alpha": 5.0})
+    with pytest.raises(TopcoatError, match=r"neftune_noise_alpha is 5.0 and train.cuda_graphs is true"):
+        run(recipe.model_copy(update={"train": train}))
 
 
 def test_the_plan_says_that_a_run_goes_by_graphs():
@@ -114,17 +139,9 @@ def test_the_head_of_a_run_by_graphs_does_nothing_but_multiply(tape, tiny_recipe
         train(tiny_recipe(**BY_GRAPHS))
 
 
-def test_adalora_is_refused_too(tape, tiny_recipe, train):
-    adalora = {"method": "adalora", "r": None, "init_r": 5, "target_r": 3, "tinit": 1, "tfinal": 2}
-    recipe = tiny_recipe(**BY_GRAPHS)
-    recipe["adapter"] = {k: v for k, v in adalora.items() if v is not None}
-    with pytest.raises(TopcoatError, match="adalora changes what is computed from step to step"):
-        train(recipe)
-
-
 def test_without_a_gpu_a_run_is_refused_before_anything_else_is_asked(tiny_recipe, train):
     with pytest.raises(TopcoatError) as caught:
-        train(tiny_recipe(train={"cuda_graphs": True}, data={"packing": False}))
+        train(tiny_recipe(train={"cuda_graphs": True}))
     assert str(caught.value.problems[0]) == (
         "train.cuda_graphs: this run computes on cpu, and graphs are for CUDA GPUs\n"
         "  where: train.cuda_graphs\n"
@@ -132,14 +149,13 @@ def test_without_a_gpu_a_run_is_refused_before_anything_else_is_asked(tiny_recip
     )
 
 
-def test_everything_in_the_way_is_said_at_once(tape, tiny_recipe, train):
-    recipe = tiny_recipe(train={"cuda_graphs": True}, data={"packing": False}, adapter={"lora_dropout": 0.1})
+def test_everything_in_the_way_is_said_at_once(tape, tiny_recipe, train, monkeypatch):
+    monkeypatch.setattr(graphs, "rope_types", lambda model: {"dynamic"})
     with pytest.raises(TopcoatError) as caught:
-        train(recipe)
+        train(tiny_recipe(train={"cuda_graphs": True}))
     assert [problem.what for problem in caught.value.problems] == [
-        "train.cuda_graphs: padded batches have too many shapes",
-        "train.cuda_graphs: the masks of dropout are drawn anew each time",
         "train.cuda_graphs: FlashAttention wants half precision",
+        "train.cuda_graphs: dynamic positions wait for the longest document's length",
     ]
 
 

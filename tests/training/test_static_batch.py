@@ -1,10 +1,13 @@
 """What a graph reads holds the batch it was filled with, all of it, and nothing of the one before."""
 
+from collections import Counter
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topcoat.data.batches import packed
+from topcoat.data.pack import best_fit
 from topcoat.kernels.row_counts import ROUND
 from topcoat.training.objectives.sft import target_positions
 from topcoat.training.static_batch import PIECES, StaticBatch, shape_of
@@ -27,7 +30,7 @@ def filled(batch, shape, factor=1.0):
 
 
 @given(lengths=drawn_lengths, seed=st.integers(0, 99), context=st.sampled_from([0.0, 0.4, 0.9]))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_documents_positions_and_labels_are_those_of_the_batch(examples, lengths, seed, context):
     batch, shape = made(examples, lengths, seed, context)
     static = filled(batch, shape, 0.5)
@@ -50,7 +53,7 @@ def test_documents_positions_and_labels_are_those_of_the_batch(examples, lengths
 
 
 @given(lengths=drawn_lengths, others=drawn_lengths, seed=st.integers(0, 99))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_second_batch_leaves_nothing_of_the_first(examples, lengths, others, seed):
     (first, one), (second, two) = made(examples, lengths, seed, 0.4), made(examples, others, seed + 1, 0.4)
     shape = one if one.tokens >= two.tokens else two
@@ -60,12 +63,12 @@ def test_a_second_batch_leaves_nothing_of_the_first(examples, lengths, others, s
     again.fill(second, target_positions(second), 3.0)
     fresh = filled(second, shape, 3.0)
     unused = "rows"  # every position is asked for
-    for name, tensor in fresh._fields._asdict().items():
-        assert name == unused or torch.equal(getattr(again._fields, name), tensor), name
+    for name, tensor in fresh.views._asdict().items():
+        assert name == unused or torch.equal(getattr(again.views, name), tensor), name
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=24), context=st.floats(0, 1))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_little_is_padded(examples, lengths, context):
     batch, shape = made(examples, lengths, 0, context)
     part = BUDGET // PIECES
@@ -77,12 +80,14 @@ def test_little_is_padded(examples, lengths, context):
 
 
 def test_shapes_are_few(examples):
-    """Full micro batches of chat rows: lengths and shares of labels as they come."""
+    """Steps of 16 chat rows, most of them short and some long, as batches of 2,048 tokens: the commonest 24 shapes."""
     generator = torch.Generator().manual_seed(0)
-    found = set()
-    for seed in range(150):
-        lengths, share = [], 0.3 + 0.3 * float(torch.rand((), generator=generator))
-        while sum(lengths) < BUDGET - 100:
-            lengths.append(int(torch.randint(40, 160, (), generator=generator)))
-        found.add(made(examples, lengths, seed, share)[1])
-    assert len(found) <= 24, found
+    found = Counter()
+    for seed in range(60):
+        lengths = (torch.randn(16, generator=generator) * 0.7 + 4.5).exp().clamp(10, 600).int().tolist()
+        share = 0.3 + 0.3 * float(torch.rand((), generator=generator))
+        for group in best_fit(lengths, 2048):
+            batch = packed(examples([lengths[at] for at in group], seed, share), range(len(group)))
+            found[shape_of(batch, len(target_positions(batch)[0]), 2048)] += 1
+    captured = sum(count for _, count in found.most_common(24))
+    assert captured >= 0.95 * sum(found.values())

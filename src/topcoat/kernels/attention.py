@@ -78,7 +78,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, shape: Sh
     Raises ValueError for `StaticDocuments` that no path takes.
     """
     fixed = isinstance(layout, StaticDocuments)
-    names = (n for n, path in PATHS.items() if path.static >= fixed and path.takes(q, k, v, out, layout, shape))
+    names = (n for n, path in PATHS.items() if (path.static or not fixed) and path.takes(q, k, v, out, layout, shape))
     name = next(names, None)
     if name is None:
         raise ValueError("borders on the device alone want FlashAttention: a GPU, half precision and no soft cap")

@@ -8,7 +8,8 @@ stroke (native/calls.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,10 +62,7 @@ class Decoder:
 
     def take_arena(self) -> Arena:
         """An arena for one forward and its backward."""
-        if self._free:
-            return self._free.pop()
-        note_move()  # one whose forward or backward failed does not come back
-        return Arena(self.device)
+        return self._free.pop() if self._free else Arena(self.device)
 
     def give_back(self, arena: Arena) -> None:
         """The backward is done: the next forward may overwrite everything."""
@@ -90,7 +88,7 @@ class _Decoder(torch.autograd.Function):
         shelf = decoder.make_shelf() if offloads and decoder.make_shelf else None
         passes = []
         hidden = x.detach()
-        with together():
+        with _counting_losses(), together():
             for at, block in enumerate(decoder.blocks):
                 kept = training and at >= first
                 run = Pass(at, block, decoder.policies[at], batch, arena, rows if at == last else None, kept)
@@ -123,7 +121,7 @@ class _Decoder(torch.autograd.Function):
         name = "dy" if ctx.passes[-1].rows is None else "dy.rows"
         dy: Tensor | None = arena.take(name, tuple(grads[0].shape), x.dtype).copy_(grads[0])
         collected: list[list[Tensor | None]] = []
-        with together():
+        with _counting_losses(), together():
             for run in reversed(ctx.passes[ctx.first :]):
                 need_dx = want_x or run.index > ctx.first
                 inputs = x if run.index == 0 else _input(decoder, ctx.shelf, arena, run, x)
@@ -133,6 +131,16 @@ class _Decoder(torch.autograd.Function):
         dx = dy.clone() if want_x and dy is not None else None
         decoder.give_back(arena)
         return dx, None, None, None, None, *(g for found in reversed(collected) for g in found)
+
+
+@contextmanager
+def _counting_losses() -> Iterator[None]:
+    """A forward or backward that fails gives no arena back: its buffers are gone, and their addresses with them."""
+    try:
+        yield
+    except BaseException:
+        note_move()
+        raise
 
 
 def _name(decoder: Decoder, at: int, *, kept: bool) -> str:

@@ -11,8 +11,10 @@ its stream, whose address the others hold (pytorch issue 193402).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +28,7 @@ class Capture(Protocol):
         ...
 
     def without_waits(self) -> AbstractContextManager[Any]:
-        """The same, and waiting for the device raises RuntimeError."""
+        """The same, and copying to the host or from it, the waits that happen, raises RuntimeError."""
         ...
 
     def capture(self, compute: Callable[[], None]) -> Callable[[], None]:
@@ -45,7 +47,7 @@ class CudaCapture:
     """CUDA graphs of one device, all in one pool of memory: no two of them run at once."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device, self.stream = device, _stream(device)
         self.forget()
 
     @contextmanager
@@ -61,9 +63,14 @@ class CudaCapture:
 
     @contextmanager
     def without_waits(self) -> Iterator[None]:
-        """A wait inside a capture leaves torch's allocator unusable (up to 2.12), so it is looked for before."""
+        """A wait inside a capture leaves torch's allocator unusable (up to 2.12), so it is looked for before.
+
+        The mode is that of the process: another thread that waits meanwhile gets the error.
+        """
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch calls the mode a prototype, each time
+            torch.cuda.set_sync_debug_mode("error")
         try:
             with self.aside():
                 yield
@@ -89,6 +96,12 @@ class CudaCapture:
     def forget(self) -> None:
         """The next graphs get a pool of their own: torch takes no more into one whose graphs are gone."""
         self.pool = torch.cuda.graph_pool_handle()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures of a device: buffers are kept by stream (scratch.py)."""
+    return torch.cuda.Stream(device)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -71,7 +71,7 @@ def dequantize_nf4_reference(
     packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, levels: Table = NF4_TABLE
 ) -> Tensor:
     """The definition: fills and returns `out` (O, I). `packed` are the codes' bytes, `absmax` ceil(N / S) float32."""
-    table = torch.tensor(levels, device=packed.device)
+    table = _table(levels, packed.device)
     codes = unpack_flat(packed, out.numel(), bits_of(levels))  # (N,)
     values = table[codes.int()]  # (N,)
     scale_blocks_(values, absmax, block_size)
@@ -125,10 +125,17 @@ def _in_pieces(packed: Tensor, absmax: Tensor, block_size: int, out: Tensor, lev
 
 
 @cache
+def _table(levels: Table, device: torch.device) -> Tensor:
+    """(K,) float32: the levels, on `device`."""
+    with torch.inference_mode(False):  # a cached tensor born in inference mode stays one for ever
+        return torch.tensor(levels, device=device)
+
+
+@cache
 def _pairs(levels: Table, device: torch.device) -> Tensor:
     """(256, 2) float32: the two values of every byte."""
     with torch.inference_mode(False):  # a cached tensor born in inference mode stays one for ever
-        table = torch.tensor(levels, device=device)
+        table = _table(levels, device)
         byte = torch.arange(256, device=device)
         return torch.stack((table[byte >> 4], table[byte & 15]), dim=-1)
 

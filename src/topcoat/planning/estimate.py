@@ -146,7 +146,7 @@ def _products(request: Request, counts: Counts) -> int:
         return 0
     ours = request.device.tiles and counts.blocks is not None
     sizes = request.tokens, request.longest, request.row_tokens, request.compute_dtype
-    return product_bytes(*sizes, ours=ours, batches=request.micro_batches)
+    return product_bytes(*sizes, ours=ours, batches=request.micro_batches, packing=request.packing)
 
 
 def _policies(request: Request, counts: Counts, setup: Setup) -> tuple[Policy, ...]:

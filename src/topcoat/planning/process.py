@@ -25,14 +25,16 @@ LIBRARY_BYTES = 75 * 10**6
 """25 MB of code pages between the first import and the end of a step, 50 MB of what oneDNN takes at once."""
 
 PRODUCT_BYTES = 600_000
-"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: 323 MB for 540 of them, over 70 steps
-of chat rows on a processor without AMX."""
+"""What oneDNN keeps of a product in 16 bits that it built for one number of rows: over 70 steps of chat rows on a
+processor without AMX the process grew by 323 MB with 540 of them, after the 140 MB of rehearsal and validation."""
 KINDS = ((22, 64 * 1.6), (16, 256), (4, 64 * 1.45))
 """Products of a step with stacked weights and LoRA by what their rows are (tokens, positions of the last block, rows of
 logits), and of how many tokens of a micro batch each number of them comes up once: multiples of 64 and 256, of which 70
 steps of chat rows in 2,048 tokens met 17 of 32, 8 of 8 and 20 of 32."""
 OTHER_BATCHES = 4
 """Batches of a run beside those of its steps: the rehearsal and some validation."""
+MOST_BUILT = 1024
+"""Products that oneDNN keeps at once; the oldest goes first."""
 SAME_LENGTH = 1.1
 """Examples count as of one length while the longest is at most this times their mean."""
 
@@ -45,19 +47,28 @@ def library_bytes(vocab: int) -> int:
 
 
 def product_bytes(
-    tokens: int, longest: float, mean: float, compute_dtype: str, *, ours: bool, batches: float | None
+    tokens: int,
+    longest: float,
+    mean: float,
+    compute_dtype: str,
+    *,
+    ours: bool,
+    batches: float | None,
+    packing: bool = True,
 ) -> int:
     """What oneDNN keeps of the products that it builds in a run of `batches` micro batches of up to `tokens` positions.
 
     `longest` and `mean` are lengths of examples. Without a number of `batches` every number of rows comes up that can.
     `ours` says that hand-written blocks compute on a processor with AMX: in bf16 they multiply in code of ours, which
-    builds nothing. In fp32 oneDNN has no part in it.
+    builds nothing. In fp32 oneDNN has no part in it. Without `packing` no number of rows is rounded.
     """
     if compute_dtype == "fp32" or (ours and compute_dtype == "bf16"):
         return 0
     alike = longest <= SAME_LENGTH * mean
-    built = sum(products * (1 if alike else _met(max(1.0, tokens / step), batches)) for products, step in KINDS)
-    return round(PRODUCT_BYTES * built)
+    possible = (tokens / step if packing else tokens for _, step in KINDS)
+    met = [1.0 if alike else _met(max(1.0, numbers), batches) for numbers in possible]
+    built = sum(products * numbers for (products, _), numbers in zip(KINDS, met, strict=True))
+    return round(PRODUCT_BYTES * min(MOST_BUILT, built))
 
 
 def _met(possible: float, batches: float | None) -> float:

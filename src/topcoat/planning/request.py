@@ -48,6 +48,8 @@ class Request:
     attention_by_hand: bool = True
     """False where the recipe asks for another attention than the hand-written blocks compute."""
 
+    packing: bool = True
+    """False where batches are padded."""
     outputs: int | None = None
     """Of a head that learns labels or numbers of whole rows; None where tokens are predicted."""
 

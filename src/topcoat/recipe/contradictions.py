@@ -8,6 +8,7 @@ from typing import Any
 from topcoat.adapters.limits import carry_problem
 from topcoat.errors import Problem
 from topcoat.recipe.named_files import looks_local
+from topcoat.recipe.uncaptured import LABELLED, find_uncaptured
 from topcoat.recipe.written import EXCLUSIVE, Written, show
 
 
@@ -16,7 +17,6 @@ def _first_file(parts: list[Any]) -> object:
     return parts[0].get("train_file") if parts and isinstance(parts[0], dict) else None
 
 
-LABELLED = ("classification", "regression")
 SETTINGS_OF: dict[str, tuple[object, tuple[str, ...]]] = {
     "data.loss_on": ("assistant", ("sft",)),
     "evaluate.metrics": (["perplexity", "exact_match"], ("sft", "completion")),
@@ -75,7 +75,7 @@ def find_contradictions(written: Written) -> None:
     if value("adapter.method") == "full" and value("model.quantization.format"):
         what = f"is {value('model.quantization.format')} with adapter.method full: rounded weights cannot be trained"
         object_to("model.quantization.format", what, "take the quantization out, or train an adapter: method: lora")
-    for dots, what, fix in _starts_and_formats(value):
+    for dots, what, fix in (*_starts_and_formats(value), *find_uncaptured(value)):
         object_to(dots, what, fix)
     if value("train.optimizer_folder") is not None and value("train.optimizer") != "paged_adamw":
         fix = "write optimizer: paged_adamw, or take this out"

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from topcoat.adapters.attach import Adapters
 from topcoat.errors import Problem, TopcoatError
 from topcoat.kernels.attention_varlen import WIDEST
 from topcoat.kernels.graph import CudaCapture
@@ -17,79 +16,78 @@ from topcoat.model.families import FAMILIES
 from topcoat.model.head import plain_head
 from topcoat.model.load import Base
 from topcoat.recipe.schema import Recipe
+from topcoat.recipe.uncaptured import find_uncaptured
 from topcoat.runs.engine import Engine
 from topcoat.training.objectives.options import LossOptions
-from topcoat.training.objectives.sft import sft
 from topcoat.training.objectives.static_sft import static_sft
-from topcoat.training.objectives.table import OBJECTIVES
 from topcoat.training.on_device import graphs_problem
 from topcoat.training.optimizers.base import Optimizer
 from topcoat.training.optimizers.trained import Flat
 from topcoat.training.replay import Replay
 from topcoat.training.settings import TrainSettings
-from topcoat.training.step_rules import STEP_RULES
 
 KNOWN = "write adapter.method: lora, on a model of a family they know"
-OFF = "or write train.cuda_graphs: false"
+ANOTHER = "train another model"
 
 
-def require_graphs(recipe: Recipe, base: Base, adapters: Adapters, engine: Engine) -> None:
+def require_graphs(recipe: Recipe, base: Base, engine: Engine) -> None:
     """Raises TopcoatError with all that stands in the way, where the recipe asks for CUDA graphs."""
     if not recipe.train.cuda_graphs:
         return
-    key = "train.cuda_graphs"
-    found = check_recipe(recipe, adapters) + check_engine(base, engine)
-    problems = [Problem(f"{key}: {what}", where=key, fix=f"{fix}, {OFF}") for what, fix in found]
-    problems = [*check_device(base), *problems]
+    found = find_uncaptured(partial(_value, recipe))  # of a recipe that was built in Python
+    written = (Problem(f"{dots} {what}", where=dots, fix=fix) for dots, what, fix in found)
+    problems = [*check_device(base), *check_engine(base, engine), *written]
     if problems:
         raise TopcoatError.gather(problems)
+
+
+def _value(recipe: Recipe, dots: str) -> object:
+    section, name = dots.split(".")
+    return getattr(getattr(recipe, section), name, None)
 
 
 def check_device(base: Base) -> list[Problem]:
     """What is in the way of the device."""
     problem = graphs_problem(base.device.type)
-    if problem is None and torch.cuda.get_device_capability(base.device) < (8, 0):
-        what = "train.cuda_graphs: FlashAttention wants a GPU of compute capability 8.0 or more"
-        problem = Problem(what, "train.cuda_graphs", "write train.cuda_graphs: false, or train on another GPU")
-    return [] if problem is None else [problem]
+    if problem is not None:
+        return [problem]
+    if torch.version.hip is not None or torch.cuda.get_device_capability(base.device) < (8, 0):
+        return [_problem("FlashAttention wants an NVIDIA GPU of compute capability 8.0 or more", "train on such a one")]
+    return []
 
 
-def check_recipe(recipe: Recipe, adapters: Adapters) -> list[tuple[str, str]]:
-    """(what is in the way, what to write) of what is trained and how."""
-    found = []
-    if not recipe.data.packing:
-        found.append(("padded batches have too many shapes", "write data.packing: true"))
-    if OBJECTIVES[recipe.train.objective].loss is not sft:
-        found.append((f"objective {recipe.train.objective} is not captured", "choose sft or completion"))
-    if recipe.train.neftune_noise_alpha is not None:
-        found.append(("the noise of NEFTune is drawn anew each time", "write train.neftune_noise_alpha: null"))
-    if getattr(recipe.adapter, "lora_dropout", 0):
-        found.append(("the masks of dropout are drawn anew each time", "write adapter.lora_dropout: 0"))
-    if adapters.config.method in STEP_RULES:
-        found.append((f"{adapters.config.method} changes what is computed from step to step", "choose another method"))
-    return found
-
-
-def check_engine(base: Base, engine: Engine) -> list[tuple[str, str]]:
-    """The same of the model and what computes it."""
-    found = []
+def check_engine(base: Base, engine: Engine) -> list[Problem]:
+    """What is in the way of the model and of what computes it."""
     if engine.fused is None:
-        return [(f"only hand-written blocks are captured ({engine.reason})", KNOWN)]
-    if "offload" in engine.policies:
-        found.append(("what waits in host memory is not captured", "write train.recompute: block"))
-    if base.compute_dtype not in (torch.bfloat16, torch.float16):
-        found.append(("FlashAttention wants half precision", "write model.compute_dtype: bf16"))
+        return [_problem(f"only hand-written blocks are captured ({engine.reason})", KNOWN)]
     blocks = engine.fused.decoder.blocks
-    if any(block.attention.softcap is not None for block in blocks):
-        found.append(("FlashAttention has no soft cap, and this model caps its scores", "train another model"))
-    if any(block.head_dim > WIDEST or block.head_dim % 8 for block in blocks):
-        found.append((f"FlashAttention takes heads of up to {WIDEST} numbers, a multiple of 8", "train another model"))
     waiting = rope_types(base.model) & {"dynamic", "longrope"}
-    if waiting:
-        found.append((f"{waiting.pop()} positions wait for the longest document's length", "train another model"))
-    if plain_head(base.model) is None:
-        found.append(("the head does more than multiply and cap its logits", "train another model"))
-    return found
+    found = (
+        ("offload" in engine.policies, "what waits in host memory is not captured", "write train.recompute: block"),
+        (
+            base.compute_dtype not in (torch.bfloat16, torch.float16),
+            "FlashAttention wants half precision",
+            "write model.compute_dtype: bf16",
+        ),
+        (
+            any(block.attention.softcap is not None for block in blocks),
+            "FlashAttention has no soft cap, and this model caps its scores",
+            ANOTHER,
+        ),
+        (
+            any(block.head_dim > WIDEST or block.head_dim % 8 for block in blocks),
+            f"FlashAttention takes heads of up to {WIDEST} numbers, a multiple of 8",
+            ANOTHER,
+        ),
+        (bool(waiting), f"{' and '.join(waiting)} positions wait for the longest document's length", ANOTHER),
+        (plain_head(base.model) is None, "the head does more than multiply and cap its logits", ANOTHER),
+    )
+    return [_problem(what, fix) for wrong, what, fix in found if wrong]
+
+
+def _problem(what: str, fix: str) -> Problem:
+    key = "train.cuda_graphs"
+    return Problem(f"{key}: {what}", where=key, fix=f"{fix}, or write {key}: false")
 
 
 def rope_types(model: PreTrainedModel) -> set[str]:

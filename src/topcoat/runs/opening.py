@@ -218,10 +218,10 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     positions = OBJECTIVES[settings.objective].positions(worst)
     tokens = worst.input_ids.numel()  # padding computes as well
     needed = needed_rows(positions, tokens)
-    rows = tokens if needed is None else len(needed)
+    rows, targets = tokens if needed is None else len(needed), len(positions)
     if settings.cuda_graphs and recipe.data.packing:  # padded to one of few shapes
         shape = shape_of(worst, len(positions), budget)
-        tokens, rows = shape.tokens, shape.asked
+        tokens, rows, targets = shape.tokens, shape.asked, shape.asked
     counts = loaded_counts(base.model, adapters.parameters())
     if base.head is not None:
         counts = replace(counts, vocab=len(base.head.names))
@@ -229,7 +229,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     setup = Setup(
         tokens=computed,
         rows=rows,
-        targets=len(positions),
+        targets=targets,
         element_bytes=base.compute_dtype.itemsize,
         optimizer=settings.optimizer,
         runtime_bytes=runtime_bytes,
@@ -243,7 +243,7 @@ def plan_run(recipe: Recipe, base: Base, adapters: Adapters, data: Dataset, runt
     free = free_memory(base.device)
     room = None if free is None else activation_room(counts, setup, free)
     engine = choose_engine(base, adapters, settings.recompute, data.train[0].input_ids, tokens, room, rows)
-    require_graphs(recipe, base, adapters, engine)
+    require_graphs(recipe, base, engine)
     engine = replace(engine, graphs=settings.cuda_graphs)
     counts = replace(counts, blocks=fused_blocks(engine.fused) if engine.fused else None)
     built = _products(base, data, steps, computed, by_hand=engine.fused is not None)
@@ -267,7 +267,8 @@ def _products(base: Base, data: Dataset, steps: RunSteps, tokens: int, *, by_han
     in_a_step = steps.plan.batch_tokens or steps.plan.batch_size * mean
     batches = steps.total * max(1.0, in_a_step / tokens) + float(data.validation.lengths.sum()) / tokens
     ours = by_hand and amx_library() is not None
-    return product_bytes(tokens, longest, mean, NAMES[base.compute_dtype], ours=ours, batches=batches)
+    sizes = tokens, longest, mean, NAMES[base.compute_dtype]
+    return product_bytes(*sizes, ours=ours, batches=batches, packing=steps.packing)
 
 
 def scale_of(adapters: Adapters) -> str | None:

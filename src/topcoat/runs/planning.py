@@ -147,7 +147,7 @@ def plan_recipe(
     require_device(recipe.train, used.kind)
     free = None if named else facts.available_bytes if used.kind == "cpu" else gpu_free_bytes()
     key = cpu_key(facts) if used.kind == "cpu" else used.name
-    probe = probe_in_child(_on(recipe, device), say) if measure else None
+    probe = probe_in_child(_by_launches(_on(recipe, device)), say) if measure else None
     if probe is not None and not keep_residual(probe.residual(architecture.name), key, cache_folder()):
         say(f"the cache folder {cache_folder()} cannot be written: later plans will not know of this")
     residuals = [] if named else read_residuals(key, cache_folder())
@@ -167,6 +167,7 @@ def plan_recipe(
         answer_tokens=recipe.evaluate.max_new_tokens,
         answered=0 if size is None else _answered(recipe),
         attention_by_hand=recipe.model.attention in ("auto", "topcoat"),
+        packing=recipe.data.packing,
         outputs=_outputs(recipe),
         residual_bytes=residual_bytes(residuals),
         residual_note=says(residuals) if residuals else "",
@@ -208,6 +209,11 @@ def read_subject(
     find_architecture(subject)  # says the nearest names before anything is asked of a recipe
     values = {"model": {"path": subject}, "data": {"train": NO_DATA, "validation": None}, "output": "runs/plan"}
     return recipe_from_dict_with_notes(values, "topcoat plan", overrides, check_files=False)
+
+
+def _by_launches(recipe: Recipe) -> Recipe:
+    """The recipe without CUDA graphs: what two micro-steps cannot show, and what a residual must not hold."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"cuda_graphs": False})})
 
 
 def _gpu_for(recipe: Recipe, device: str) -> str:

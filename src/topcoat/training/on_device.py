@@ -1,6 +1,6 @@
 """Settings of the loop that a kind of device cannot do: a plan refuses them in the words of a run. No torch here.
 
-A device is "cpu" or "cuda"; the settings are those of `training/settings.py`.
+A device is "cpu", "cuda" or another of torch's names; the settings are those of `training/settings.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def optimizer_problem(optimizer: str, device: str) -> Problem | None:
     if device in kinds:
         return None
     what = f"train.optimizer {optimizer} runs on {' and '.join(kinds)}, and this run is on {device}"
-    return Problem(what, "train.optimizer", _OTHER_OPTIMIZER[device])
+    return Problem(what, "train.optimizer", _OTHER_OPTIMIZER.get(device, "train on a CPU or a CUDA GPU"))
 
 
 def offload_problem(recompute: Recompute, device: str) -> Problem | None:

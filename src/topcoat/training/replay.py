@@ -4,7 +4,7 @@ A graph that has kept a number which should have changed (a border, a label, a p
 error. So a capture is not believed: it has to give, on PROOFS micro batches of its shape, the loss and the gradient
 that launches give on the very same tensors, the second time with parameters that an update has changed. Until then the
 launches' answer is used; where the two differ, or something cannot be captured, graphs are given up and the run goes
-on by launches, over the same padded batches, with the same bits.
+on by launches, over the same padded batches.
 
 A buffer that has moved since a capture (kernels/moves.py) makes every graph worthless: all go at once, and shapes begin
 again.
@@ -48,8 +48,8 @@ class _Shape:
     """Micro batches computed so. The first makes every buffer and kernel that a capture must find."""
     graph: Callable[[], None] | None = None
     proofs: int = 0
-    proved_at: Tensor | None = None
-    """The parameters (P,) of the newest proof; None once there are enough."""
+    proved_at: tuple[float, float] | None = None
+    """Sum and norm of the parameters at the newest proof."""
 
 
 class Replay:
@@ -81,7 +81,7 @@ class Replay:
         if shape.proofs >= PROOFS and shape.graph is not None:
             shape.graph()
             self.replayed += 1
-        elif self._may_prove(shape) and batch.n_target_tokens:
+        elif batch.n_target_tokens and self._may_prove(shape):
             self._prove(shape)
         else:
             self._launch(shape)
@@ -107,8 +107,14 @@ class Replay:
         return self._shapes[key]
 
     def _may_prove(self, shape: _Shape) -> bool:
-        room = shape.graph is not None or self._captured() < MOST_GRAPHS
-        return self.given_up is None and shape.launches > 0 and room
+        if self.given_up is not None or not shape.launches:
+            return False
+        if shape.graph is None:
+            return self._captured() < MOST_GRAPHS
+        return shape.proved_at != self._parameters()  # a second proof wants parameters that an update has changed
+
+    def _parameters(self) -> tuple[float, float]:
+        return float(self._trained.values.sum()), float(self._trained.values.norm())
 
     def _captured(self) -> int:
         return sum(shape.graph is not None for shape in self._shapes.values())
@@ -158,9 +164,8 @@ class Replay:
         name, of_gradient = self._furthest(answer - before, self._trained.gradients - answer)
         if not (of_loss <= LOSS_TOLERANCE and of_gradient <= GRADIENT_TOLERANCE):
             self._give_up(f"a graph's loss is off by {of_loss:.1e}, the gradient of {name} by {of_gradient:.1e}")
-        elif shape.proved_at is None or not torch.equal(shape.proved_at, self._trained.values):
-            shape.proofs += 1
-            shape.proved_at = self._trained.values.clone() if shape.proofs < PROOFS else None
+        else:
+            shape.proofs, shape.proved_at = shape.proofs + 1, self._parameters()
 
     def _furthest(self, gradient: Tensor, difference: Tensor) -> tuple[str, float]:
         """The parameter whose gradient (of `gradient`, (P,)) is off most, and by what share of its norm."""
@@ -178,4 +183,4 @@ class Replay:
         for shape in self._shapes.values():
             shape.graph, shape.proofs = None, 0
         self._capture.forget()
-        self._say(f"no CUDA graphs from here on ({reason}); the run goes on by launches, with the same results")
+        self._say(f"no CUDA graphs from here on ({reason}); the run goes on without them")

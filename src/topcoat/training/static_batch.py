@@ -25,7 +25,8 @@ from topcoat.training.objectives.hidden import filled_up
 
 PIECES = 8
 """Tokens of a micro batch, and rows of its loss, are rounded up to such a part of the whole."""
-FEWEST_BORDERS, SHORTEST = 8, 128
+FEWEST_BORDERS, SHORTEST = 64, 512
+"""Below these all shapes are one. An empty document, or the end of a short one, costs blocks that end at once."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class StaticBatch:
     def __init__(self, shape: StaticShape, device: torch.device) -> None:
         self.shape = shape
         self._buffer = torch.zeros(_size(shape), dtype=torch.int64, device=device)
-        self._fields = _fields(self._buffer, shape)
-        self.input_ids, self.position_ids = self._fields.input_ids, self._fields.position_ids
-        self.targets, self.row_weights = self._fields.targets, self._fields.row_weights
-        self.rows = None if shape.asked == shape.tokens else self._fields.rows
+        self.views = _fields(self._buffer, shape)
+        self.input_ids, self.position_ids = self.views.input_ids, self.views.position_ids
+        self.targets, self.row_weights = self.views.targets, self.views.row_weights
+        self.rows = None if shape.asked == shape.tokens else self.views.rows
         """The flat positions that are asked for; None for all."""
-        self.documents = StaticDocuments(shape.tokens, self._fields.borders, shape.longest)
-        self.factor = self._fields.factor
+        self.documents = StaticDocuments(shape.tokens, self.views.borders, shape.longest)
+        self.factor = self.views.factor
         """What the loss is multiplied with before the backward."""
 
     def fill(self, batch: Batch, found: tuple[Tensor, Tensor], factor: float) -> None:
