@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from topcoat.adapters.settings import FullConfig, LoraConfig
+from topcoat.planning import search as searching
 from topcoat.planning.architecture import architecture_of
 from topcoat.planning.counts import counts_of
 from topcoat.planning.devices import GIB, find_device
@@ -114,11 +113,13 @@ def test_bf16_lora_of_8b_takes_two_bytes_a_parameter_and_the_rest():
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-def test_every_known_model_is_planned_with_its_search_in_a_second(shape):
-    began = time.process_time()
+def test_every_known_model_is_planned_with_its_search_in_few_estimates(shape, monkeypatch):
+    """At most 130, of a millisecond or a few: a search answers at once."""
+    asked = []
+    monkeypatch.setattr(searching, "estimate", lambda *arguments: (asked.append(1), estimate(*arguments))[1])
     found = search(request(shape.name, "h100"))
-    assert time.process_time() - began < 1.0
     assert found.smallest.estimate.peak_bytes > 0
+    assert len(asked) <= 130
 
 
 @pytest.mark.parametrize("layers_hidden", [(2, 128), (128, 27_648)], ids=["a million", "a trillion"])
@@ -128,7 +129,5 @@ def test_models_of_a_million_and_of_a_trillion_parameters(layers_hidden):
     facts |= {"num_attention_heads": hidden // 64, "intermediate_size": 3 * hidden}
     a = architecture_of(facts, "made up")
     assert 1e6 < a.parameters < 2e6 or 1e12 < a.parameters < 2e12
-    began = time.process_time()
     made = estimate(request("llama-3.1-8b", architecture=a))
-    assert time.process_time() - began < 0.5
     assert made.fits == (a.parameters < 1e9)
