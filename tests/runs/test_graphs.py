@@ -9,10 +9,12 @@ from recorded_ops import RecordedOps, static_attention
 from topcoat.errors import Interrupted, TopcoatError
 from topcoat.model.tiny import tiny_model
 from topcoat.recipe.load import recipe_from_dict
+from topcoat.recipe.uncaptured import find_uncaptured
 from topcoat.runs import graphs, opening
 from topcoat.runs.engine import Engine
 from topcoat.runs.run import run
 from topcoat.training.replay import Replay
+from topcoat.training.step_rules import STEP_RULES
 
 BY_GRAPHS = {"model": {"compute_dtype": "bf16"}, "train": {"cuda_graphs": True, "micro_batch_tokens": 64}}
 
@@ -107,6 +109,12 @@ def test_what_the_recipe_rules_out_is_refused_before_anything_is_loaded(sections
         recipe_from_dict(recipe)
     assert any(problem.what.startswith(said) for problem in caught.value.problems)
     assert all(problem.fix for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("method", STEP_RULES)
+def test_every_method_that_changes_from_step_to_step_is_refused(method):
+    asked = {"train.cuda_graphs": True, "adapter.method": method}
+    assert [dots for dots, _, _ in find_uncaptured(asked.get)] == ["adapter.method"]
 
 
 def test_a_recipe_built_in_python_is_refused_too(tape, tiny_recipe):

@@ -71,6 +71,7 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     rule: StepRule = field(default_factory=NoRule)
     replay: Replay | None = None
+    """The run's CUDA graphs, where it asked for them."""
     probed: bool = False
     """The largest micro batch has been computed already (`runs/rehearsal.py`)."""
     begun: bool = False

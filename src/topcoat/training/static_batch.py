@@ -21,6 +21,7 @@ from torch import Tensor
 from topcoat.data.batches import PADDING, Batch
 from topcoat.kernels.documents import StaticDocuments
 from topcoat.kernels.row_counts import MOST_ROWS, ROUND
+from topcoat.kernels.triton_ops.launch import power_of_two
 from topcoat.training.objectives.hidden import filled_up
 
 PIECES = 8
@@ -61,8 +62,8 @@ def shape_of(batch: Batch, targets: int, budget_tokens: int) -> StaticShape:
     return StaticShape(
         tokens,
         tokens if asked > MOST_ROWS * tokens else asked,
-        _power_of_two(max(FEWEST_BORDERS, len(lengths) + 1)),
-        min(tokens, _power_of_two(max(SHORTEST, *lengths))),
+        power_of_two(max(FEWEST_BORDERS, len(lengths) + 1)),
+        min(tokens, power_of_two(max(SHORTEST, *lengths))),
     )
 
 
@@ -71,7 +72,7 @@ class StaticBatch:
 
     def __init__(self, shape: StaticShape, device: torch.device) -> None:
         self.shape = shape
-        self._buffer = torch.zeros(_size(shape), dtype=torch.int64, device=device)
+        self._buffer = torch.zeros(sum(_sizes(shape)), dtype=torch.int64, device=device)
         self.views = _fields(self._buffer, shape)
         self.input_ids, self.position_ids = self.views.input_ids, self.views.position_ids
         self.targets, self.row_weights = self.views.targets, self.views.row_weights
@@ -109,10 +110,6 @@ def _sizes(shape: StaticShape) -> Sequence[int]:
     return (shape.tokens, shape.tokens, shape.asked, shape.asked, *halves)
 
 
-def _size(shape: StaticShape) -> int:
-    return sum(_sizes(shape))
-
-
 def _fields(buffer: Tensor, shape: StaticShape) -> _Fields:
     sizes = _sizes(shape)
     parts = [buffer[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
@@ -134,7 +131,3 @@ def _part(count: int) -> int:
 
 def _up(count: int, step: int) -> int:
     return -(-count // step) * step
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()

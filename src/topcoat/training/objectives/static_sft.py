@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from topcoat.kernels.linear_cross_entropy import linear_cross_entropy
 from topcoat.model.attention import attention_inputs
 from topcoat.model.fuse import FusedModel
 from topcoat.model.head import plain_head
 from topcoat.training.objectives.options import PLAIN, LossOptions
+from topcoat.training.objectives.sft import head_loss
 from topcoat.training.static_batch import StaticBatch
 
 
@@ -22,12 +22,4 @@ def static_sft(fused: FusedModel, batch: StaticBatch, options: LossOptions = PLA
         raise ValueError("the head does more than multiply and cap its logits")
     inputs = attention_inputs(fused.model, batch.input_ids, batch.position_ids, batch.documents)
     hidden = fused.hidden(inputs, batch.rows)  # (N, D)
-    return linear_cross_entropy(
-        hidden.to(head.weight.dtype),
-        head.weight,
-        batch.targets,
-        head.softcap,
-        logit_scale=head.scale,
-        label_smoothing=options.label_smoothing,
-        row_weights=batch.row_weights,
-    )
+    return head_loss(head, hidden, batch.targets, options, batch.row_weights)
