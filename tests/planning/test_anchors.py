@@ -7,6 +7,7 @@ import pytest
 from topcoat.adapters.settings import FullConfig, LoraConfig
 from topcoat.planning import search as searching
 from topcoat.planning.architecture import architecture_of
+from topcoat.planning.bill import group_bytes
 from topcoat.planning.counts import counts_of
 from topcoat.planning.devices import GIB, find_device
 from topcoat.planning.estimate import estimate
@@ -89,6 +90,7 @@ def test_graphs_have_a_line_of_their_own_where_they_are_asked_for_and_can_be():
     assert line.bytes == attention + loss + 4 * 4 * made.counts.trained_numbers
     without = estimate(request("smollm2-135m", **small | {"train": TrainSettings(recompute="none")}))
     assert made.peak_bytes - without.peak_bytes == pytest.approx(1.03 * line.bytes, rel=1e-3)
+    assert "others" not in group_bytes({line.name: line.bytes for line in made.bill.lines})
     full = estimate(request("smollm2-135m", **small | {"adapter": FullConfig()}))
     assert "CUDA graphs" not in {line.name for line in full.bill.lines}
 

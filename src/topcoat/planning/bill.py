@@ -17,7 +17,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("trained parameters", "gradients", "optimizer moments", "adapter's frozen matrices", "importance scores"),
         "compute copies",
     ),
-    "activations": ("saved activations", "backward working set", "loss", "dequantization buffer"),
+    "activations": ("saved activations", "backward working set", "loss", "dequantization buffer", "CUDA graphs"),
     "process": (
         *("runtime", "tokenizer and kernels", "compiled products", "difference measured", "matrix workspace"),
         "allocator's rounding",
