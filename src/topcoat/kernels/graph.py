@@ -1,9 +1,10 @@
 """Work of a GPU that is launched at one stroke: captured once, and replayed on whatever its tensors hold by then.
 
 A launch costs the host 4 to 5 us, and a decoder layer makes some 35 of them (engine study, 2.10: counted by reading
-code), so a small model waits for its host. A CUDA graph keeps the kernels of a whole forward and backward with their arguments: addresses, shapes and numbers as they
-were while it was captured. So everything that differs between two replays has to lie in tensors that stand still, and
-nothing inside may wait for the device. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+code), so a small model waits for its host. A CUDA graph keeps the kernels of a whole forward and backward with their
+arguments: addresses, shapes and numbers as they were while it was captured. So everything that differs between two
+replays has to lie in tensors that stand still, and nothing inside may wait for the device.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 Graphs of one device live and die together: in recent torch the end of one frees the matrix library's workspace of
 its stream, whose address the others hold (pytorch issue 193402).
